@@ -1,0 +1,156 @@
+"""The loss of a Keras model over a whole data set as a deterministic function of one flat weight vector.
+
+Everything that needs tf.GradientTape on a full data set lives here; SciPy sees NumPy vectors only.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import runs
+from errors import UserError
+
+CHUNK = 5000  # samples evaluated at once, as the original does; batch statistics are those of a chunk
+KERAS_1_EPSILON = 1e-7  # Keras 1 clipped the softmax to [epsilon, 1 - epsilon] before taking the logarithm
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over a data set: cross-entropy (nats), the same with Keras 1's clipped softmax, accuracy (percent)."""
+
+    loss: float
+    clipped_loss: float
+    accuracy: float
+
+
+class Objective:
+    """Mean cross-entropy f(w) of a classifier over a data set (equation 1 of the paper).
+
+    `w` is a float64 vector of shape (n,): the model's trainable variables, flattened and joined in Keras' order. The
+    model serves as a function only: its own variables are neither read at evaluation nor changed, except those that
+    are not trainable, which stay as they are (so ordinary BatchNormalization works in inference mode).
+
+    The value is deterministic: samples in their given order, in near-equal chunks of at most 5000, dropout off,
+    computed in float32, summed in float64.
+    """
+
+    def __init__(self, model: keras.Model, x: np.ndarray, y: np.ndarray, chunk: int = CHUNK):
+        """Take a model from (m, ...) inputs to (m, classes) logits, samples x (uint8 pixels are scaled to [0, 1]) and
+        their labels y of shape (m,)."""
+        self.model = model
+        self.samples = len(x)
+        self.shapes = [tuple(variable.shape) for variable in model.trainable_variables]
+        self.sizes = [int(np.prod(shape)) for shape in self.shapes]
+        pieces = -(-len(x) // chunk)
+        self._chunks = [
+            (tf.constant(xs), tf.constant(ys.astype(np.int32)))
+            for xs, ys in zip(np.array_split(x, pieces), np.array_split(y, pieces), strict=True)
+        ]
+
+    @property
+    def size(self) -> int:
+        """Number n of trainable weights."""
+        return sum(self.sizes)
+
+    def value(self, w: np.ndarray) -> float:
+        """Return f(w)."""
+        return self.evaluate(w).loss
+
+    def evaluate(self, w: np.ndarray) -> Evaluation:
+        """Return loss, clipped loss and accuracy at w."""
+        w = self._tensor(w)
+        sums = sum(self._sums(w, x, y).numpy() for x, y in self._chunks)
+        loss, clipped_loss, correct = (sums / self.samples).tolist()
+        return Evaluation(loss, clipped_loss, 100 * correct)
+
+    def value_and_gradient(self, w: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return f(w) and its gradient, float64 of shape (n,), in the form SciPy's minimizers take."""
+        w = self._tensor(w)
+        loss, gradient = 0.0, np.zeros(self.size)
+        for x, y in self._chunks:
+            chunk_loss, chunk_gradient = self._loss_and_gradient(w, x, y)
+            loss += float(chunk_loss)
+            gradient += chunk_gradient.numpy()
+        return loss / self.samples, gradient / self.samples
+
+    def hessian_vector_product(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return the Hessian of f at w times v, float64 of shape (n,)."""
+        w, v = self._tensor(w), self._tensor(v)
+        return sum(self._curvature(w, v, x, y).numpy().astype(np.float64) for x, y in self._chunks) / self.samples
+
+    def _tensor(self, w: np.ndarray) -> tf.Tensor:
+        if np.shape(w) != (self.size,):
+            raise UserError(f"The model has {self.size:,} trainable weights, the vector given has {np.size(w):,}.")
+        return tf.constant(w, tf.float32)
+
+    def _losses(self, w: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Per-sample cross-entropy and logits of one chunk at the flat weights w."""
+        weights = [tf.reshape(part, shape) for part, shape in zip(tf.split(w, self.sizes), self.shapes, strict=True)]
+        logits, _ = self.model.stateless_call(weights, self.model.non_trainable_variables, pixels(x), training=False)
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits), logits
+
+    @tf.function
+    def _sums(self, w, x, y):
+        losses, logits = self._losses(w, x, y)
+        clipped = tf.clip_by_value(losses, -np.log1p(-KERAS_1_EPSILON), -np.log(KERAS_1_EPSILON))
+        correct = tf.argmax(logits, axis=1, output_type=y.dtype) == y
+        return tf.stack([tf.reduce_sum(tf.cast(values, tf.float64)) for values in (losses, clipped, correct)])
+
+    @tf.function
+    def _loss_and_gradient(self, w, x, y):
+        with tf.GradientTape() as tape:
+            tape.watch(w)
+            losses, _ = self._losses(w, x, y)
+        return tf.reduce_sum(tf.cast(losses, tf.float64)), tape.gradient(losses, w)
+
+    @tf.function
+    def _curvature(self, w, v, x, y):
+        with tf.GradientTape() as outer:
+            outer.watch(w)
+            with tf.GradientTape() as inner:
+                inner.watch(w)
+                losses, _ = self._losses(w, x, y)
+            slope = tf.reduce_sum(inner.gradient(losses, w) * v)
+        return outer.gradient(slope, w)
+
+
+def pixels(x: tf.Tensor) -> tf.Tensor:
+    """Scale uint8 pixels to float32 in [0, 1]; the original's only preprocessing. Floats pass as they are."""
+    return tf.cast(x, tf.float32) / 255 if x.dtype == tf.uint8 else x
+
+
+def flat_weights(model: keras.Model) -> np.ndarray:
+    """Return the model's trainable variables as one float64 vector of shape (n,)."""
+    return np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables]).astype(np.float64)
+
+
+def read_weights(model: keras.Model, path: str | Path) -> np.ndarray:
+    """Load a Keras `.weights.h5` file into the model and return it as `flat_weights` does.
+
+    Raises `UserError` where the file is missing, damaged, of another network, or not finite.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"There is no weights file {path}.")
+    try:
+        model.load_weights(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read as a Keras .weights.h5 file: it is damaged or of another kind."
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} does not hold weights of this {model.name} ({model.count_params():,} weights)."
+        ) from error
+    weights = flat_weights(model)
+    if not np.isfinite(weights).all():
+        raise UserError(f"{path} holds weights that are not finite numbers.")
+    return weights
+
+
+def write_weights(model: keras.Model, path: str | Path) -> None:
+    """Write the model's weights as a Keras `.weights.h5` file, whole or not at all."""
+    with runs.writing(path) as temporary:
+        model.save_weights(temporary)
