@@ -1,0 +1,189 @@
+"""What the scripts' command lines share: flags, a quiet start, progress, tables, and how errors end a command."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+import runs
+from errors import MachineError, UserError
+
+if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from data_zoo import DataSet
+    from network_zoo import Network
+    from training import Recipe
+
+FLAGS = flags.FLAGS
+EPOCHS = 100  # what the paper's figures need
+
+
+def define_recipe_flags() -> None:
+    """Define the flags that choose what is trained: network, data, batch sizes, length, seed."""
+    group = {"module_name": "What to train"}
+    flags.DEFINE_string("network", None, "F1, F2, C1, C2, C3 or C4 (Table 1).", short_name="n", **group)
+    flags.DEFINE_string("dataset", None, "mnist, cifar10, cifar100, timit or digits; default: the network's.", **group)
+    flags.DEFINE_enum(
+        "definition", "repository", ["repository", "paper"], "As in the authors' code, or as in Appendix B.", **group
+    )
+    flags.DEFINE_integer("epochs", EPOCHS, "Epochs of each training.", lower_bound=1, **group)
+    flags.DEFINE_integer("small_batch", None, "Samples a small batch; default: 256.", lower_bound=1, **group)
+    flags.DEFINE_integer(
+        "large_batch", None, "Samples a large batch; default: 10 % of the training set.", lower_bound=1, **group
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the starting point, the batches and dropout.", lower_bound=0, **group)
+    flags.DEFINE_enum(
+        "precision", "float32", ["float32", "bfloat16"], "Of training; measuring is always float32.", **group
+    )
+    flags.DEFINE_boolean("test_history", False, "Evaluate the test set after each epoch.", **group)
+    flags.DEFINE_boolean("retrain", False, "Train anew, whatever is stored.", **group)
+
+
+def define_folder_flags() -> None:
+    """Define the flags that say where data, trained weights and results live."""
+    group = {"module_name": "Folders"}
+    flags.DEFINE_string("data_dir", "data", "Data sets, as <name>.npz.", **group)
+    flags.DEFINE_string("run_dir", "runs", "Trained minimizers, reused by the same recipe.", **group)
+    flags.DEFINE_string("figure_dir", "Figures", "Figures, as .pdf and .png.", **group)
+    flags.DEFINE_string("result_dir", "results", "Numbers, as .csv and .json.", **group)
+
+
+def run(main: Callable[[flags.FlagValues], None], define_flags: Callable[[], None], description: str) -> None:
+    """Parse the command line, run `main` and exit: 0, 2 after a user's mistake, 1 when the machine fails."""
+    define_flags()
+    flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", module_name="Help")
+    try:
+        if unexpected := FLAGS(sys.argv)[1:]:
+            raise UserError(f"Unexpected argument '{unexpected[0]}'; every setting is a --flag (see --help).")
+        if FLAGS.help:
+            print(_help(description))
+        else:
+            main(FLAGS)
+    except (UserError, flags.Error) as error:
+        _exit(2, f"Error: {error}")
+    except MachineError as error:
+        _exit(1, f"Error: {error}")
+    except KeyboardInterrupt:
+        _exit(130, "Interrupted; the same command continues from the last finished epoch.")
+
+
+def _exit(code: int, message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _help(description: str) -> str:
+    """Describe the command and its flags: ours in the order of definition, then absl's."""
+    groups = sorted(FLAGS.flags_by_module_dict(), key=lambda group: group.startswith("absl"))
+    return description.strip() + "\n" + "\n".join(FLAGS.module_help(group) for group in groups)
+
+
+def start_tensorflow() -> None:
+    """Import TensorFlow without its start-up messages, which are shown only if it fails to start."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as messages:
+        os.dup2(messages.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.constant(0)  # starts the devices, which talk too
+        except BaseException:
+            messages.seek(0)
+            os.write(terminal, messages.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+class Progress:
+    """A progress bar over a whole job, in samples passed through a network.
+
+    A trained sample counts as three evaluated ones: the forward and the twice as costly backward pass.
+    """
+
+    def __init__(self, evaluated: int = 0, trained: int = 0):
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=evaluated + 3 * trained,
+            bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} elapsed, {remaining} left | {desc}",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+
+    def training(self, label: str) -> Callable[[int, str], None]:
+        """Return the report function of one training."""
+        return lambda samples, note: self._advance(3 * samples, f"{label} {note}")
+
+    def evaluating(self, samples: int, note: str) -> None:
+        """Report evaluated samples."""
+        self._advance(samples, note)
+
+    def _advance(self, work: int, note: str) -> None:
+        self._bar.set_description_str(note, refresh=False)
+        self._bar.update(work)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+
+def table(rows: list[list[str]]) -> str:
+    """Lay out rows of cells, the first row a header, the first column left-aligned and the others right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def check_network(options: flags.FlagValues) -> None:
+    """Raise `UserError` unless --network was given."""
+    if options.network is None:
+        raise UserError("Name the network: -n F1, F2, C1, C2, C3 or C4.")
+
+
+def check_folders(*folders: str) -> None:
+    """Raise `UserError` unless each folder can be written to: asked before hours of work."""
+    for folder in folders:
+        runs.check_writable(folder)
+
+
+def load_data(options: flags.FlagValues, network: Network) -> DataSet:
+    """Load the data set that the flags name, or the network's own, in the shape of the network's input."""
+    import data_zoo
+
+    return data_zoo.load(options.dataset or network.dataset, options.data_dir).fit(network.input_shape)
+
+
+def recipes(options: flags.FlagValues, network: Network, data: DataSet) -> tuple[Recipe, Recipe]:
+    """Return the small-batch and the large-batch recipe that the flags describe."""
+    from training import Recipe
+
+    samples = len(data.x_train)
+    small = options.small_batch or network.small_batch(samples)
+    large = options.large_batch or network.large_batch(samples)
+    return tuple(
+        Recipe(
+            network=network.name,
+            dataset=data.name,
+            data_digest=data.digest,
+            batch_size=batch_size,
+            epochs=options.epochs,
+            seed=options.seed,
+            definition=options.definition,
+            precision=options.precision,
+        ).check(data)
+        for batch_size in (small, large)
+    )

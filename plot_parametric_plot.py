@@ -1,0 +1,269 @@
+"""Parametric plots (Figures 3 and 7 of Keskar et al., 2017).
+
+Trains a network with small-batch and with large-batch ADAM from one starting point, evaluates loss and accuracy on
+training and test set along a path through the two minimizers (alpha = 0: small batch, alpha = 1: large batch), and
+draws the figure over the original's curves. Trained minimizers are kept and reused.
+
+    python plot_parametric_plot.py -n C1
+    python plot_parametric_plot.py -n F1 --epochs 20 --curve curvilinear
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import flags
+
+import cli
+import paper
+import runs
+from errors import UserError
+
+if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from data_zoo import DataSet
+    from network_zoo import Network
+    from objective import Objective
+    from training import Recipe
+
+CURVES = {
+    "linear": r"$\alpha\,x_L + (1-\alpha)\,x_S$",
+    "curvilinear": r"$\sin(\alpha\pi/2)\,x_L + \cos(\alpha\pi/2)\,x_S$",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Loss (nats), the same with Keras 1's clipped softmax, and accuracy (percent) at one alpha of the path."""
+
+    alpha: float
+    train_loss: float
+    train_clipped_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_clipped_loss: float
+    test_accuracy: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two minimizers: the file that was given, or its recipe, the origin of its training and its distance
+    from the starting point."""
+
+    weights_file: str | None
+    recipe: Recipe | None
+    training: runs.Provenance | None
+    distance_from_start: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the .json file holds. `rms_difference_to_original` compares clipped losses (nats) and accuracies (percent
+    points) with the original's at our alphas, where a curve was published."""
+
+    network: str
+    dataset: str
+    definition: str
+    curve: str
+    small_batch: Side
+    large_batch: Side
+    distance_ratio: float | None
+    distance_between: float
+    rms_difference_to_original: dict[str, float]
+    data_source: str
+    provenance: runs.Provenance
+
+
+def path_point(curve: str, alpha: float, small: np.ndarray, large: np.ndarray) -> np.ndarray:
+    """Return the weights, shape (n,), at `alpha` of the linear (Figure 3) or curvilinear (Figure 7) path."""
+    if curve == "linear":
+        return alpha * large + (1 - alpha) * small
+    return np.sin(alpha * np.pi / 2) * large + np.cos(alpha * np.pi / 2) * small
+
+
+def parametric_curve(
+    train: Objective,
+    test: Objective,
+    small: np.ndarray,
+    large: np.ndarray,
+    alphas: np.ndarray,
+    curve: str,
+    report: Callable[[int, str], None],
+) -> list[Point]:
+    """Evaluate the training and the test `Objective` at each alpha of the path between two weight vectors (n,)."""
+    points = []
+    for alpha in alphas.tolist():
+        w = path_point(curve, alpha, small, large)
+        on_train, on_test = train.evaluate(w), test.evaluate(w)
+        points.append(
+            Point(
+                alpha,
+                *(on_train.loss, on_train.clipped_loss, on_train.accuracy),
+                *(on_test.loss, on_test.clipped_loss, on_test.accuracy),
+            )
+        )
+        report(train.samples + test.samples, f"alpha {alpha:+.3f} loss {on_train.loss:.4f} {on_train.accuracy:.2f}%")
+    return points
+
+
+def rms_difference(points: list[Point], original: list[paper.CurvePoint]) -> dict[str, float]:
+    """Return the root-mean-square difference to the original, per curve, over our alphas within its range."""
+    if not original:
+        return {}
+    published_alphas = [point.alpha for point in original]
+    inside = [point for point in points if published_alphas[0] - 1e-9 <= point.alpha <= published_alphas[-1] + 1e-9]
+    if not inside:
+        return {}
+    differences = {}
+    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        ours = [getattr(point, name.replace("_loss", "_clipped_loss")) for point in inside]
+        published = np.interp([point.alpha for point in inside], published_alphas, [getattr(p, name) for p in original])
+        differences[name] = float(np.sqrt(np.mean(np.square(np.subtract(ours, published)))))
+    return differences
+
+
+def define_flags() -> None:
+    """Define this script's flags, in the order in which --help shows their groups."""
+    cli.define_recipe_flags()
+    group = {"module_name": "Parametric plot"}
+    flags.DEFINE_enum("curve", "linear", list(CURVES), "Figure 3 or Figure 7.", **group)
+    flags.DEFINE_integer("points", 25, "Points of the path.", lower_bound=2, **group)
+    flags.DEFINE_float("alpha_min", -1.0, "Where the path begins.", **group)
+    flags.DEFINE_float("alpha_max", 2.0, "Where the path ends.", **group)
+    for size in ("small", "large"):
+        flags.DEFINE_string(
+            f"{size}_batch_weights", None, f"A .weights.h5 file to take as the {size}-batch minimizer.", **group
+        )
+    cli.define_folder_flags()
+
+
+def stem(network: Network, data: DataSet, small: Recipe, large: Recipe, curve: str, given: bool) -> str:
+    """Return the name of the outputs: the network, and every setting that makes them another experiment's."""
+    settings = (
+        (curve, curve != "linear"),
+        (small.dataset, small.dataset != network.dataset),
+        (small.definition, small.definition != "repository"),
+        ("given", given),
+        (f"e{small.epochs}", small.epochs != cli.EPOCHS),
+        (f"sb{small.batch_size}", small.batch_size != network.small_batch(len(data.x_train))),
+        (f"lb{large.batch_size}", large.batch_size != network.large_batch(len(data.x_train))),
+        (f"s{small.seed}", small.seed != 0),
+        (small.precision, small.precision != "float32"),
+    )
+    return "-".join([network.name, *(text for text, differs in settings if differs)])
+
+
+def find_minimizer(recipe: Recipe, data: DataSet, weights_file: str | None, options, report) -> tuple[np.ndarray, Side]:
+    """Return the weights (n,) of one side: read from the file, if one is given, or trained."""
+    from objective import read_weights
+    from training import train
+
+    if weights_file:
+        return read_weights(recipe.build(data), weights_file), Side(weights_file, None, None, None)
+    minimizer = train(
+        recipe,
+        data,
+        options.run_dir,
+        retrain=options.retrain,
+        test_history=options.test_history,
+        report=report,
+    )
+    return minimizer.weights, Side(None, recipe, minimizer.provenance, minimizer.distance)
+
+
+def report_table(points: list[Point], summary: Summary, published: paper.Accuracy | None) -> str:
+    """Lay out the two ends of the path beside Table 2, where it applies, and the distances beside section 3's range."""
+    sides = (summary.small_batch, summary.large_batch)
+    ends = [min(points, key=lambda point, alpha=alpha: abs(point.alpha - alpha)) for alpha in (0, 1)]
+    rows = [
+        ["", "SB", "LB"],
+        ["", *(f"alpha = {point.alpha:g}" for point in ends)],
+        ["train accuracy (%)", *(f"{point.train_accuracy:.2f}" for point in ends)],
+        ["test accuracy (%)", *(f"{point.test_accuracy:.2f}" for point in ends)],
+        ["train loss", *(f"{point.train_loss:.4g}" for point in ends)],
+        ["test loss", *(f"{point.test_loss:.4g}" for point in ends)],
+        [
+            "distance from start",
+            *("-" if s.distance_from_start is None else f"{s.distance_from_start:.2f}" for s in sides),
+        ],
+        ["ratio of distances SB/LB", f"{summary.distance_ratio:.2f}" if summary.distance_ratio else "-", ""],
+    ]
+    columns = [["" for _ in rows], ["" for _ in rows]]
+    columns[0][:2], columns[1][:2] = ["paper SB", "Table 2"], ["paper LB", "Table 2"]
+    columns[0][-1] = "{} - {}".format(*paper.DISTANCE_RATIO)
+    if published:
+        columns[0][2:4] = [str(published.train_small), str(published.test_small)]
+        columns[1][2:4] = [str(published.train_large), str(published.test_large)]
+    text = cli.table([row + list(beside) for row, beside in zip(rows, zip(*columns, strict=True), strict=True)])
+    if differences := summary.rms_difference_to_original:
+        text += "\nRMS difference to the original figure: "
+        text += ", ".join(f"{name} {difference:.3g}" for name, difference in differences.items())
+    return text
+
+
+def main(options: flags.FlagValues) -> None:
+    """Train or find the two minimizers, evaluate the path, write the results and draw the figure."""
+    cli.check_network(options)
+    if not options.alpha_min < options.alpha_max:
+        raise UserError(f"--alpha_min ({options.alpha_min}) must be less than --alpha_max ({options.alpha_max}).")
+    cli.check_folders(options.figure_dir, options.result_dir, options.run_dir)
+    cli.start_tensorflow()
+    import figures
+    import network_zoo
+    from objective import Objective
+    from training import samples_to_train
+
+    origin, began = runs.provenance(), time.monotonic()
+    network = network_zoo.get(options.network)
+    data = cli.load_data(options, network)
+    recipes = cli.recipes(options, network, data)
+    files = (options.small_batch_weights, options.large_batch_weights)
+    alphas = np.linspace(options.alpha_min, options.alpha_max, options.points)
+
+    to_train = [
+        0 if file else samples_to_train(recipe, data, options.run_dir, options.retrain, options.test_history)
+        for recipe, file in zip(recipes, files, strict=True)
+    ]
+    to_evaluate = len(alphas) * (len(data.x_train) + len(data.x_test))
+    with cli.Progress(trained=sum(to_train), evaluated=to_evaluate) as progress:
+        (x_small, small), (x_large, large) = (
+            find_minimizer(recipe, data, file, options, progress.training(f"{network.name} {label}"))
+            for recipe, file, label in zip(recipes, files, ("SB", "LB"), strict=True)
+        )
+        model = recipes[0].build(data)
+        train, test = Objective(model, data.x_train, data.y_train), Objective(model, data.x_test, data.y_test)
+        points = parametric_curve(train, test, x_small, x_large, alphas, options.curve, progress.evaluating)
+
+    comparable = options.curve == "linear" and data.name == network.dataset
+    original = paper.original_curve(network.name) if comparable else []
+    summary = Summary(
+        network=network.name,
+        dataset=data.name,
+        definition=options.definition,
+        curve=options.curve,
+        small_batch=small,
+        large_batch=large,
+        distance_ratio=None if any(files) else small.distance_from_start / large.distance_from_start,
+        distance_between=float(np.linalg.norm(x_small - x_large)),
+        rms_difference_to_original=rms_difference(points, original),
+        data_source=data.source,
+        provenance=origin.after(time.monotonic() - began),
+    )
+    name = stem(network, data, *recipes, options.curve, given=any(files))
+    result, figure = Path(options.result_dir) / name, Path(options.figure_dir) / name
+    runs.write_csv(result.with_name(f"{name}.csv"), points)
+    runs.write_json(result.with_name(f"{name}.json"), summary)
+    epochs = "given minimizers" if all(files) else f"{options.epochs} epochs"
+    title = f"{network.name} on {data.name}, {epochs}"
+    written = figures.save(figures.parametric_plot(points, original, title, CURVES[options.curve]), figure)
+    published = paper.TABLE_2[network.name] if data.name == network.dataset else None
+    print(f"\n{title}, seed {options.seed}\n{report_table(points, summary, published)}")
+    print(f"Figure: {', '.join(map(str, written))}; numbers: {result}.csv, {result}.json")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, __doc__)
