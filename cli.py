@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -80,26 +78,6 @@ def _help(description: str) -> str:
     """Describe the command and its flags: ours in the order of definition, then absl's."""
     groups = sorted(FLAGS.flags_by_module_dict(), key=lambda group: group.startswith("absl"))
     return description.strip() + "\n" + "\n".join(FLAGS.module_help(group) for group in groups)
-
-
-def start_tensorflow() -> None:
-    """Import TensorFlow without its start-up messages, which are shown only if it fails to start."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as messages:
-        os.dup2(messages.fileno(), 2)
-        try:
-            import tensorflow as tf
-
-            tf.constant(0)  # starts the devices, which talk too
-        except BaseException:
-            messages.seek(0)
-            os.write(terminal, messages.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 class Progress:

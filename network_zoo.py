@@ -7,6 +7,8 @@
 - "paper", Appendix B: C1/C3 convolve with stride 2; C2/C4 drop only at the dense layer.
 """
 
+import quiet_tensorflow  # noqa: F401
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -65,6 +67,9 @@ class BatchStatisticsNormalization(keras.layers.Layer):
             is_training=True,
         ).y
         return tf.reshape(y, tf.shape(x))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
     def get_config(self):
         return super().get_config() | {"epsilon": self.epsilon}
@@ -238,3 +243,21 @@ def get(name: str) -> Network:
     if name not in NETWORKS:
         raise UserError(f"There is no network '{name}'; choose one of {', '.join(NETWORKS)}.")
     return NETWORKS[name]
+
+
+def main() -> None:
+    """Print the table of networks: trainable weights of both definitions, data set, shapes."""
+    rows = [("network", "data set", "input", "classes", *(f"weights ({definition})" for definition in DEFINITIONS))]
+    for network in NETWORKS.values():
+        models = [network.build(definition) for definition in DEFINITIONS]
+        counts = [sum(prod(weight.shape) for weight in model.trainable_variables) for model in models]
+        shape = " x ".join(map(str, network.input_shape))
+        rows.append((network.name, network.dataset, shape, str(network.classes), *(f"{count:,}" for count in counts)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("small batch: 256 samples; large batch: 10 % of the training set")
+
+
+if __name__ == "__main__":
+    main()

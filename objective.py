@@ -3,6 +3,8 @@
 Everything that needs tf.GradientTape on a full data set lives here; SciPy sees NumPy vectors only.
 """
 
+import quiet_tensorflow  # noqa: F401
+
 from dataclasses import dataclass
 from pathlib import Path
 

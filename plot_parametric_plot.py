@@ -211,7 +211,6 @@ def main(options: flags.FlagValues) -> None:
     if not options.alpha_min < options.alpha_max:
         raise UserError(f"--alpha_min ({options.alpha_min}) must be less than --alpha_max ({options.alpha_max}).")
     cli.check_folders(options.figure_dir, options.result_dir, options.run_dir)
-    cli.start_tensorflow()
     import figures
     import network_zoo
     from objective import Objective

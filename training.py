@@ -4,6 +4,8 @@ Batches depend on (seed, epoch) and dropout on (seed, step) alone, and the state
 training continues where it was and ends at the same weights.
 """
 
+import quiet_tensorflow  # noqa: F401
+
 import dataclasses
 import json
 import time
