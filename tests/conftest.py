@@ -1,0 +1,36 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The real 8x8 digits, fitted to F1."""
+    import data_zoo
+
+    return data_zoo.load("digits", "unused").fit((784,))
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """The real MNIST, fitted to F1: from the project's cache, or fetched into it."""
+    import data_zoo
+    from errors import MachineError
+
+    try:
+        return data_zoo.load("mnist", ROOT / "data").fit((784,))
+    except MachineError as error:
+        pytest.skip(str(error))
+
+
+def run_python(*arguments: str | Path, **settings) -> subprocess.CompletedProcess:
+    """Run Python in a process of its own, at the repository's root unless told otherwise."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], **({"cwd": ROOT, "capture_output": True, "text": True} | settings)
+    )
