@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import math
-import os
 import pickle
 import re
 import shutil
@@ -30,6 +29,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+import runs
 from errors import MachineError, UserError
 
 PROBE_SECONDS = 8.0
@@ -142,23 +142,6 @@ def _read(path: Path, kind: Kind) -> Arrays:
         raise UserError(f"{path} cannot be used: {error}; delete it or put the right file there.") from error
 
 
-def _write(path: Path, arrays: Arrays) -> None:
-    """Leaves either the whole file or none: other runs may be reading or writing the same cache."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(file, **arrays._asdict())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise MachineError(f"The data cannot be cached in {path}: {_short(error)}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-
-
 def _checked(arrays: Arrays, kind: Kind) -> Arrays:
     """The arrays in their loaded types; raises ValueError with a clause that says what is wrong with them."""
     train = _checked_half("train", arrays.x_train, arrays.y_train, kind)
@@ -224,7 +207,8 @@ def _fetch(path: Path, kind: Kind) -> tuple[Arrays, str]:
             failures.append(f"{source}: {_short(error)}")
             print(f"{kind.name}: no data from {failures[-1]}", file=sys.stderr)
         else:
-            _write(path, arrays)
+            with runs.writing(path) as temporary:
+                np.savez(temporary, **arrays._asdict())
             return arrays, f"{source}, cached in {path}"
     raise MachineError(
         f"No source answers for {kind.name} ({'; '.join(failures)}); put a file by hand at {path}: {_wanted(kind)}, "
