@@ -1,0 +1,198 @@
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy.special import log_softmax, softmax
+
+import data_zoo
+import network_zoo
+from errors import UserError
+from objective import Objective, flat_weights, read_weights, write_weights
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    """Softmax regression on the real digits: its loss, gradient and Hessian are known in closed form."""
+    data = data_zoo.load("digits", "unused")
+    x, y = data.x_train.reshape(-1, 64), data.y_train
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+    w = RNG.normal(0, 0.3, 650)
+    inputs = np.hstack([x / 255, np.ones((len(x), 1))])  # the bias is the weight of a constant input
+    return model, x, y, w, inputs
+
+
+def closed_form(w, inputs, y):
+    weights = w.reshape(65, 10)
+    logits = inputs @ weights
+    p = softmax(logits, axis=1)
+    loss = -log_softmax(logits, axis=1)[np.arange(len(y)), y].mean()
+    gradient = inputs.T @ (p - np.eye(10)[y]) / len(y)
+    curvature = np.einsum("nc,cd->ncd", p, np.eye(10)) - np.einsum("nc,nd->ncd", p, p)
+    hessian = np.einsum("ni,nj,ncd->icjd", inputs, inputs, curvature, optimize=True) / len(y)
+    accuracy = 100 * (logits.argmax(axis=1) == y).mean()
+    return loss, gradient.ravel(), hessian.reshape(650, 650), accuracy
+
+
+def test_softmax_regression_in_closed_form(regression):
+    model, x, y, w, inputs = regression
+    objective = Objective(model, x, y)
+    loss, gradient, hessian, accuracy = closed_form(w, inputs, y)
+    evaluation = objective.evaluate(w)
+    assert evaluation.loss == pytest.approx(loss, rel=1e-6)
+    assert evaluation.accuracy == pytest.approx(accuracy)
+    assert objective.value(w) == evaluation.loss
+    value, slope = objective.value_and_gradient(w)
+    assert value == pytest.approx(loss, rel=1e-6)
+    assert slope.dtype == np.float64
+    np.testing.assert_allclose(slope, gradient, atol=1e-6)
+    for _ in range(3):
+        v = RNG.normal(size=650)
+        np.testing.assert_allclose(objective.hessian_vector_product(w, v), hessian @ v, atol=2e-5)
+
+
+@pytest.mark.parametrize("chunk", [1500, 1499, 700, 64])
+def test_chunks_change_nothing_where_no_layer_sees_the_batch(regression, chunk):
+    model, x, y, w, _ = regression
+    whole, parts = Objective(model, x, y, chunk=1500), Objective(model, x, y, chunk=chunk)
+    sizes = [len(labels) for _, labels in parts._chunks]
+    assert sum(sizes) == 1500
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= chunk
+    assert parts.value(w) == pytest.approx(whole.value(w), rel=1e-7)
+    np.testing.assert_allclose(parts.value_and_gradient(w)[1], whole.value_and_gradient(w)[1], rtol=1e-6, atol=1e-6)
+
+
+def test_the_original_evaluates_in_chunks_of_5000():
+    data = RNG.integers(0, 256, (10_001, 64), np.uint8), RNG.integers(0, 10, 10_001)
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+    assert [len(y) for _, y in Objective(model, *data)._chunks] == [3334, 3334, 3333]
+
+
+def test_a_network_with_batch_statistics_against_numpy(digits):
+    model = network_zoo.get("F1").build(seed=2)
+    objective = Objective(model, digits.x_test, digits.y_test)
+    w = flat_weights(model) + RNG.normal(0, 0.01, objective.size)
+    h, at = digits.x_test / 255, 0
+    sizes = [784, *[512] * 5, 10]
+    for i, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        kernel, at = w[at : at + rows * columns].reshape(rows, columns), at + rows * columns
+        bias, at = w[at : at + columns], at + columns
+        h = h @ kernel + bias
+        if i < 5:
+            gamma, beta, at = w[at : at + columns], w[at + columns : at + 2 * columns], at + 2 * columns
+            h = np.maximum(0, (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-6) * gamma + beta)
+    assert at == objective.size == len(w)
+    expected = -log_softmax(h, axis=1)[np.arange(len(h)), digits.y_test].mean()
+    assert objective.value(w) == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradient_of_a_real_network_against_differences(digits):
+    model = network_zoo.get("F1").build()
+    objective = Objective(model, digits.x_train, digits.y_train, chunk=500)
+    w = flat_weights(model)
+    _, gradient = objective.value_and_gradient(w)
+    v = gradient / np.linalg.norm(gradient)
+    difference = (objective.value(w + 1e-3 * v) - objective.value(w - 1e-3 * v)) / 2e-3
+    assert gradient @ v == pytest.approx(difference, rel=1e-3)
+
+
+def test_curvature_through_batch_statistics_against_differences():
+    data = data_zoo.load("digits", "unused").fit((32, 32, 3))
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            layers.Conv2D(4, 5, strides=4),
+            network_zoo.BatchStatisticsNormalization(),
+            layers.Activation("tanh"),  # smooth: slopes across a ReLU's kink differ by more than the Hessian says
+            layers.Flatten(),
+            layers.Dense(8),
+            network_zoo.BatchStatisticsNormalization(),
+            layers.Activation("tanh"),
+            layers.Dense(10),
+        ]
+    )
+    objective = Objective(model, data.x_test, data.y_test, chunk=150)
+    w = flat_weights(model)
+    for _ in range(3):
+        v = RNG.normal(size=objective.size) / np.sqrt(objective.size)
+        forward, backward = (objective.value_and_gradient(w + step * v)[1] for step in (1e-2, -1e-2))
+        product = objective.hessian_vector_product(w, v)
+        np.testing.assert_allclose(product, (forward - backward) / 2e-2, atol=2e-3 * abs(product).max())
+
+
+def test_the_clipped_loss_is_keras_1s():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+    # Logits (x, 0): right by far, wrong by far, and undecided.
+    x, y = np.array([[100.0], [100.0], [0.0]], np.float32), np.array([0, 1, 0])
+    objective = Objective(model, x, y)
+    evaluation = objective.evaluate(np.array([1.0, 0.0, 0.0, 0.0]))
+    assert evaluation.loss == pytest.approx((0 + 100 + np.log(2)) / 3)
+    assert evaluation.clipped_loss == pytest.approx((1e-7 - np.log(1e-7) + np.log(2)) / 3)
+
+
+def test_the_loss_is_finite_however_far_the_weights(regression):
+    model, x, y, w, _ = regression
+    assert np.isfinite(Objective(model, x, y).value(1e6 * w))
+
+
+def test_ordinary_batch_normalization_is_in_inference_mode_and_the_model_is_left_alone(regression):
+    _, x, y, _, _ = regression
+    model = keras.Sequential([keras.Input((64,)), keras.layers.BatchNormalization(), keras.layers.Dense(10)])
+    moving_mean, moving_variance = model.layers[0].non_trainable_variables
+    moving_mean.assign(RNG.normal(size=64))
+    moving_variance.assign(RNG.uniform(1, 2, 64))
+    before = [variable.numpy() for variable in model.variables]
+    mean, variance = moving_mean.numpy(), moving_variance.numpy()
+    w = flat_weights(model) + 0.1
+    objective = Objective(model, x, y)
+    loss = objective.value_and_gradient(w)[0]
+    for variable, kept in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, kept)
+    normal = (x / 255 - mean) / np.sqrt(variance + 1e-3) * w[:64] + w[64:128]
+    logits = normal @ w[128:768].reshape(64, 10) + w[768:]
+    assert loss == pytest.approx(-log_softmax(logits, axis=1)[np.arange(len(y)), y].mean(), rel=1e-5)
+
+
+def test_the_same_weights_give_the_same_bits(mnist):
+    model = network_zoo.get("F1").build()
+    objective = Objective(model, mnist.x_test, mnist.y_test)
+    w = flat_weights(model)
+    assert objective.evaluate(w) == objective.evaluate(w)
+    np.testing.assert_array_equal(objective.value_and_gradient(w)[1], objective.value_and_gradient(w)[1])
+
+
+def test_a_vector_of_another_length(regression):
+    model, x, y, w, _ = regression
+    with pytest.raises(UserError, match="650 trainable weights, the vector given has 649"):
+        Objective(model, x, y).value(w[:-1])
+
+
+def test_weights_file_round_trip(tmp_path):
+    model, other = (network_zoo.get("F1").build(seed=seed) for seed in (1, 2))
+    write_weights(model, tmp_path / "new" / "f1.weights.h5")
+    np.testing.assert_array_equal(read_weights(other, tmp_path / "new" / "f1.weights.h5"), flat_weights(model))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["f1.weights.h5"]
+
+
+def test_unusable_weights_files(tmp_path):
+    model = network_zoo.get("C1").build()
+    path = tmp_path / "x.weights.h5"
+    with pytest.raises(UserError, match=r"no weights file .*x\.weights\.h5"):
+        read_weights(model, path)
+    for network in ("F1", "C3", "C2"):
+        write_weights(network_zoo.get(network).build(), path)
+        with pytest.raises(UserError, match="does not hold weights of this C1"):
+            read_weights(model, path)
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(UserError, match="damaged"):
+        read_weights(model, path)
+    path.write_bytes((ROOT / "LICENSE").read_bytes())
+    with pytest.raises(UserError, match="damaged"):
+        read_weights(model, path)
+    model.trainable_variables[3].assign(np.full(64, np.nan))
+    write_weights(model, path)
+    with pytest.raises(UserError, match="not finite"):
+        read_weights(model, path)
