@@ -177,28 +177,26 @@ def find_minimizer(recipe: Recipe, data: DataSet, weights_file: str | None, opti
 
 def report_table(points: list[Point], summary: Summary, published: paper.Accuracy | None) -> str:
     """Lay out the two ends of the path beside Table 2, where it applies, and the distances beside section 3's range."""
-    sides = (summary.small_batch, summary.large_batch)
     ends = [min(points, key=lambda point, alpha=alpha: abs(point.alpha - alpha)) for alpha in (0, 1)]
+    distances = [side.distance_from_start for side in (summary.small_batch, summary.large_batch)]
+    ratio = summary.distance_ratio
     rows = [
-        ["", "SB", "LB"],
         ["", *(f"alpha = {point.alpha:g}" for point in ends)],
         ["train accuracy (%)", *(f"{point.train_accuracy:.2f}" for point in ends)],
         ["test accuracy (%)", *(f"{point.test_accuracy:.2f}" for point in ends)],
         ["train loss", *(f"{point.train_loss:.4g}" for point in ends)],
         ["test loss", *(f"{point.test_loss:.4g}" for point in ends)],
-        [
-            "distance from start",
-            *("-" if s.distance_from_start is None else f"{s.distance_from_start:.2f}" for s in sides),
-        ],
-        ["ratio of distances SB/LB", f"{summary.distance_ratio:.2f}" if summary.distance_ratio else "-", ""],
+        ["distance from start", *("-" if distance is None else f"{distance:.2f}" for distance in distances)],
+        ["ratio of distances SB/LB", "-" if ratio is None else f"{ratio:.2f}", ""],
     ]
-    columns = [["" for _ in rows], ["" for _ in rows]]
-    columns[0][:2], columns[1][:2] = ["paper SB", "Table 2"], ["paper LB", "Table 2"]
-    columns[0][-1] = "{} - {}".format(*paper.DISTANCE_RATIO)
+    beside = [["", ""] for _ in rows]
     if published:
-        columns[0][2:4] = [str(published.train_small), str(published.test_small)]
-        columns[1][2:4] = [str(published.train_large), str(published.test_large)]
-    text = cli.table([row + list(beside) for row, beside in zip(rows, zip(*columns, strict=True), strict=True)])
+        beside[0] = ["Table 2", "Table 2"]
+        beside[1] = [str(published.train_small), str(published.train_large)]
+        beside[2] = [str(published.test_small), str(published.test_large)]
+    beside[-1][0] = "{} - {}".format(*paper.DISTANCE_RATIO)
+    header = ["", "SB", "LB", "paper SB", "paper LB"]
+    text = cli.table([header, *(ours + theirs for ours, theirs in zip(rows, beside, strict=True))])
     if differences := summary.rms_difference_to_original:
         text += "\nRMS difference to the original figure: "
         text += ", ".join(f"{name} {difference:.3g}" for name, difference in differences.items())
@@ -208,8 +206,10 @@ def report_table(points: list[Point], summary: Summary, published: paper.Accurac
 def main(options: flags.FlagValues) -> None:
     """Train or find the two minimizers, evaluate the path, write the results and draw the figure."""
     cli.check_network(options)
-    if not options.alpha_min < options.alpha_max:
-        raise UserError(f"--alpha_min ({options.alpha_min}) must be less than --alpha_max ({options.alpha_max}).")
+    if not -np.inf < options.alpha_min < options.alpha_max < np.inf:
+        raise UserError(
+            f"--alpha_min ({options.alpha_min}) must be less than --alpha_max ({options.alpha_max}), and both finite."
+        )
     cli.check_folders(options.figure_dir, options.result_dir, options.run_dir)
     import figures
     import network_zoo

@@ -44,6 +44,9 @@ class Recipe:
 
     def __post_init__(self):
         network_zoo.get(self.network)
+        for kind, choices in (("definition", network_zoo.DEFINITIONS), ("precision", network_zoo.PRECISIONS)):
+            if (chosen := getattr(self, kind)) not in choices:
+                raise UserError(f"There is no {kind} '{chosen}'; choose one of {', '.join(choices)}.")
         if self.epochs < 1:
             raise UserError(f"A training needs at least 1 epoch, not {self.epochs}.")
         if self.batch_size < 1:

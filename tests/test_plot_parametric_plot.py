@@ -1,0 +1,219 @@
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, run_python
+
+import network_zoo
+import paper
+from objective import Objective, flat_weights, write_weights
+from plot_parametric_plot import Point, parametric_curve, path_point, rms_difference
+
+
+@pytest.fixture
+def run_plot(tmp_path):
+    """Run the script with all its folders in tmp_path."""
+
+    def run(*arguments):
+        folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
+        return run_python("plot_parametric_plot.py", *folders, *arguments)
+
+    return run
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def test_the_whole_job_on_digits(run_plot, tmp_path):
+    job = ("-n", "F1", "--dataset", "digits", "--epochs=3", "--points=4", "--alpha_min=-1", "--alpha_max=2")
+    done = run_plot(*job)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    assert "oneDNN" not in done.stderr
+    name = "F1-digits-e3"
+    assert (tmp_path / "figure" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "figure" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    points = rows(tmp_path / "result" / f"{name}.csv")
+    assert [point["alpha"] for point in points] == [-1, 0, 1, 2]
+    summary = json.loads((tmp_path / "result" / f"{name}.json").read_text())
+    small, large = summary["small_batch"], summary["large_batch"]
+    assert (small["recipe"]["batch_size"], large["recipe"]["batch_size"]) == (15, 150)
+    assert summary["distance_ratio"] == small["distance_from_start"] / large["distance_from_start"]
+    assert summary["rms_difference_to_original"] == {}
+    for column, point in (("SB", points[1]), ("LB", points[2])):
+        assert column in done.stdout
+        assert f"{point['test_accuracy']:.2f}" in done.stdout
+    assert "Table 2" not in done.stdout  # of MNIST, not of the digits
+
+    again = run_plot(*job, "--curve=curvilinear")
+    assert "epoch" not in again.stderr  # nothing is trained twice
+    curved = rows(tmp_path / "result" / "F1-curvilinear-digits-e3.csv")
+    for here, there in ((1, 1), (2, 2)):  # both paths go through both minimizers
+        assert curved[here]["train_loss"] == pytest.approx(points[there]["train_loss"], rel=1e-5)
+    assert curved[3]["train_loss"] != pytest.approx(points[3]["train_loss"], rel=1e-3)
+
+
+def test_cifar100_networks_on_a_file_of_ones_own(run_plot, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    arrays = {}
+    for half, size in (("train", 60), ("test", 20)):
+        arrays[f"x_{half}"] = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
+        arrays[f"y_{half}"] = rng.integers(0, 100, (size, 1))
+    np.savez(tmp_path / "data" / "cifar100.npz", **arrays)
+    for network in ("C3", "C4"):
+        done = run_plot("-n", network, "--epochs=1", "--small_batch=20", "--large_batch=60", "--points=2")
+        assert done.returncode == 0, done.stderr
+        summary = json.loads((tmp_path / "result" / f"{network}-e1-sb20-lb60.json").read_text())
+        assert summary["dataset"] == "cifar100"
+        assert set(summary["rms_difference_to_original"]) >= {"train_loss", "test_accuracy"}
+        assert str(paper.TABLE_2[network].test_small) in done.stdout
+
+
+def test_given_minimizers_are_analysed_without_training(run_plot, tmp_path):
+    files = {}
+    for seed, side in ((1, "small"), (2, "large")):
+        files[side] = tmp_path / f"{side}.weights.h5"
+        write_weights(network_zoo.get("F1").build(seed=seed), files[side])
+    done = run_plot(
+        *("-n", "F1", "--dataset=digits", "--points=2", "--alpha_min=0", "--alpha_max=1"),
+        *(f"--{side}_batch_weights={path}" for side, path in files.items()),
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "run").iterdir())
+    summary = json.loads((tmp_path / "result" / "F1-digits-given.json").read_text())
+    assert summary["small_batch"]["weights_file"] == str(files["small"])
+    assert summary["distance_ratio"] is None
+
+
+def test_paths():
+    small, large = np.array([1.0, 2.0]), np.array([3.0, -4.0])
+    np.testing.assert_allclose(path_point("linear", -1, small, large), 2 * small - large)
+    np.testing.assert_allclose(path_point("linear", 0.25, small, large), 0.75 * small + 0.25 * large)
+    np.testing.assert_allclose(path_point("curvilinear", 0.5, small, large), (small + large) / np.sqrt(2))
+    np.testing.assert_allclose(path_point("curvilinear", 2, small, large), -small, atol=1e-12)
+    np.testing.assert_allclose(path_point("curvilinear", -1, small, large), -large, atol=1e-12)
+
+
+def test_the_curve_of_a_convex_loss(digits):
+    """Softmax regression: along a line its loss is convex, and between two ends below the chord."""
+    model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+    rng = np.random.default_rng(0)
+    small, large = (flat_weights(model) + rng.normal(0, 0.1, 7850) for _ in range(2))
+    train = Objective(model, digits.x_train, digits.y_train)
+    test = Objective(model, digits.x_test, digits.y_test)
+    reported = []
+    points = parametric_curve(
+        train, test, small, large, np.linspace(0, 1, 5), "linear", lambda n, _: reported.append(n)
+    )
+    assert sum(reported) == 5 * (1500 + 297)
+    assert points[0].train_loss == train.value(small)
+    assert points[4].test_accuracy == test.evaluate(large).accuracy
+    losses = np.array([point.train_loss for point in points])
+    assert (np.diff(losses, 2) > 0).all()
+
+
+def test_rms_difference():
+    original = paper.original_curve("C1")
+    published = [
+        Point(p.alpha, 99, p.train_loss, p.train_accuracy - 3, 99, p.test_loss + 0.5, p.test_accuracy) for p in original
+    ]
+    differences = rms_difference(published, original)
+    assert differences["train_loss"] == 0  # of the clipped loss, which is what the original shows
+    assert differences["train_accuracy"] == pytest.approx(3)
+    assert differences["test_loss"] == pytest.approx(0.5)
+    between = [Point(0.0625, 0, np.mean([p.train_loss for p in original if p.alpha in (0, 0.125)]), 0, 0, 0, 0)]
+    assert rms_difference(between, original)["train_loss"] == pytest.approx(0)
+    beyond = [Point(5.0, 0, 0, 0, 0, 0, 0)]
+    assert rms_difference(beyond, original) == {}
+    assert rms_difference(published, []) == {}
+
+
+def test_the_original_curves():
+    for network in ("C1", "C2", "C3", "C4"):
+        curve = paper.original_curve(network)
+        np.testing.assert_allclose([point.alpha for point in curve], np.linspace(-1, 2, 25))
+        at_small_batch = curve[8]
+        assert abs(at_small_batch.test_accuracy - paper.TABLE_2[network].test_small.mean) < 2
+    assert paper.original_curve("F1") == []
+
+
+def test_help_comes_without_tensorflow_and_in_groups():
+    code = (
+        "import runpy, sys; sys.argv = ['plot_parametric_plot.py', '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as exit: assert not exit.code\n"
+        "assert 'tensorflow' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    places = [done.stdout.index(words) for words in ("What to train:", "--network", "Parametric plot:", "Folders:")]
+    assert places == sorted(places)
+    for flag in ("-n,--network", "--small_batch_weights", "--curve", "--points", "--[no]retrain", "--figure_dir"):
+        assert flag in done.stdout
+
+
+BAD_INPUT = [
+    ((), "Name the network"),
+    (("-n", "C5"), "no network 'C5'"),
+    (("-n", "F1", "--dataset=mnits"), "no data set 'mnits'"),
+    (("-n", "C1", "--dataset=mnist", "--data_dir", ROOT / "data"), "do not fit the network"),
+    (("-n", "F2"), "TIMIT is licensed"),
+    (("-n", "F1", "--dataset=digits", "--epochs=-3"), "--epochs=-3"),
+    (("-n", "F1", "--dataset=digits", "--epochs=many"), "--epochs=many"),
+    (("-n", "F1", "--dataset=digits", "--large_batch=1501"), "1,501 is larger than the training set of 1,500"),
+    (("-n", "F1", "--dataset=digits", "--small_batch=0"), "--small_batch=0"),
+    (("-n", "F1", "--dataset=digits", "--points=1"), "--points=1"),
+    (("-n", "F1", "--dataset=digits", "--alpha_min=2", "--alpha_max=2"), "must be less than --alpha_max"),
+    (("-n", "F1", "--dataset=digits", "--alpha_max=inf"), "finite"),
+    (("-n", "F1", "--dataset=digits", "--definition=thesis"), "repository|paper"),
+    (("-n", "F1", "--dataset=digits", "--precision=float8"), "float32|bfloat16"),
+    (("-n", "F1", "--netwrok=F1"), "netwrok"),
+    (("-n", "F1", "digits"), "Unexpected argument 'digits'"),
+    (("-n", "F1", "--dataset=digits", "--small_batch_weights=nowhere.h5"), "no weights file nowhere.h5"),
+    (("-n", "F1", "--dataset=digits", "--figure_dir", ROOT / "README.md"), "cannot be written to"),
+    (("-n", "F1", "--dataset=digits", "--result_dir", ROOT / "README.md"), "cannot be written to"),
+    (("-n", "F1", "--dataset=digits", "--run_dir", ROOT / "README.md"), "cannot be written to"),
+]
+
+
+def refused(done, words, tmp_path):
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert words in last
+    assert done.stdout == ""
+    assert not list(tmp_path.rglob("*.weights.h5")), "nothing is trained before the mistake is found"
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_INPUT)
+def test_bad_input(run_plot, tmp_path, arguments, words):
+    if "--dataset=mnist" in arguments and not (ROOT / "data" / "mnist.npz").exists():
+        pytest.skip("MNIST is not at hand")
+    refused(run_plot(*arguments), words, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\x03\x04 half a file", "not a readable .npz file"),
+        ({"y_train": np.array([0, 100])}, "labels from 0 to 100 instead of 0 to 99"),
+        ({"x_train": None}, "lacks x_train"),
+    ],
+)
+def test_bad_data_files(run_plot, tmp_path, content, words):
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "cifar100.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        x, y = np.zeros((2, 32, 32, 3), np.uint8), np.array([0, 1])
+        arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y} | content
+        np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    refused(run_plot("-n", "C3"), words, tmp_path)
