@@ -76,8 +76,9 @@ def _exit(code: int, message: str) -> None:
 
 def _help(description: str) -> str:
     """Describe the command and its flags: ours in the order of definition, then absl's."""
-    groups = sorted(FLAGS.flags_by_module_dict(), key=lambda group: group.startswith("absl"))
-    return description.strip() + "\n" + "\n".join(FLAGS.module_help(group) for group in groups)
+    ours = [FLAGS.module_help(group) for group in FLAGS.flags_by_module_dict() if not group.startswith("absl")]
+    _, heading, absls = FLAGS.get_help().partition("absl.flags:")
+    return "\n".join([description.strip(), *ours, "\n" + heading + absls])
 
 
 class Progress:
