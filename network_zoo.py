@@ -88,14 +88,15 @@ class Dropout(keras.layers.Layer):
         self.seed = seed
 
     def build(self, input_shape):
-        self.step = self.add_weight(shape=(), dtype="int64", initializer="zeros", trainable=False, name="step")
+        # A TensorFlow variable, which Keras does not save: the position of a training is no part of the weights.
+        self.step = tf.Variable(0, trainable=False, dtype=tf.int64)
 
     def call(self, x, training=False):
         if not training:
             return x
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         fold_in = tf.random.experimental.stateless_fold_in
-        key = fold_in(fold_in(tf.constant([self.seed, 0], tf.int64), tf.convert_to_tensor(self.step)), replica)
+        key = fold_in(fold_in(tf.constant([self.seed, 0], tf.int64), self.step), replica)
         keep = tf.random.stateless_uniform(tf.shape(x), key) >= self.rate
         return tf.where(keep, x / (1 - self.rate), tf.zeros([], x.dtype))
 
@@ -197,11 +198,6 @@ class Network:
     input_shape: tuple[int, ...]
     classes: int
 
-    @property
-    def input_size(self) -> int:
-        """Number of input features."""
-        return prod(self.input_shape)
-
     def small_batch(self, train_size: int) -> int:
         """The paper's 256 samples, or 1 % of a training set too small for that."""
         return min(256, max(1, train_size // 100))
@@ -219,7 +215,7 @@ class Network:
         network's own data set. `precision` is float32, or bfloat16 for layers that compute in bfloat16 with float32
         weights.
         """
-        seeds = iter(np.random.SeedSequence(seed).generate_state(64).tolist())
+        seeds = iter(np.random.SeedSequence(seed).generate_state(256).tolist())
         parts = _Parts(seeds, keras.DTypePolicy(PRECISIONS[precision]))
         layers = [*self.hidden_layers(parts, definition), *parts.logits(classes or self.classes)]
         return keras.Sequential([keras.Input(self.input_shape), *layers], name=self.name)
@@ -246,16 +242,14 @@ def get(name: str) -> Network:
 
 
 def main() -> None:
-    """Print the table of networks: trainable weights of both definitions, data set, shapes."""
-    rows = [("network", "data set", "input", "classes", *(f"weights ({definition})" for definition in DEFINITIONS))]
+    """Print the table of networks: data set, input shape, trainable weights of both definitions."""
+    row = "{:8} {:9} {:12} {:>7} {:>21} {:>16}".format
+    print(row("network", "data set", "input", "classes", *(f"weights ({name})" for name in DEFINITIONS)))
     for network in NETWORKS.values():
         models = [network.build(definition) for definition in DEFINITIONS]
-        counts = [sum(prod(weight.shape) for weight in model.trainable_variables) for model in models]
+        weights = [sum(prod(variable.shape) for variable in model.trainable_variables) for model in models]
         shape = " x ".join(map(str, network.input_shape))
-        rows.append((network.name, network.dataset, shape, str(network.classes), *(f"{count:,}" for count in counts)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(row(network.name, network.dataset, shape, network.classes, *(f"{count:,}" for count in weights)))
     print("small batch: 256 samples; large batch: 10 % of the training set")
 
 

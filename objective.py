@@ -136,15 +136,17 @@ def read_weights(model: keras.Model, path: str | Path) -> np.ndarray:
     """
     if not Path(path).is_file():
         raise UserError(f"There is no weights file {path}.")
+    if not str(path).endswith(".weights.h5"):
+        raise UserError(f"{path} is not named as Keras names weights, *.weights.h5; rename it if it is such a file.")
     try:
         model.load_weights(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # HDF5 raises either
         raise UserError(
             f"{path} cannot be read as a Keras .weights.h5 file: it is damaged or of another kind."
         ) from error
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"{path} does not hold weights of this {model.name} ({model.count_params():,} weights)."
+            f"{path} does not hold the weights of this {model.name}; give the file of such a network."
         ) from error
     weights = flat_weights(model)
     if not np.isfinite(weights).all():

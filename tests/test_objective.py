@@ -164,6 +164,14 @@ def test_the_same_weights_give_the_same_bits(mnist):
     np.testing.assert_array_equal(objective.value_and_gradient(w)[1], objective.value_and_gradient(w)[1])
 
 
+def test_weights_of_one_definition_of_a_deep_network_fit_the_other(tmp_path):
+    path = tmp_path / "c2.weights.h5"
+    for one, other in (("paper", "repository"), ("repository", "paper")):
+        model = network_zoo.get("C2").build(one, seed=1)
+        write_weights(model, path)
+        np.testing.assert_array_equal(read_weights(network_zoo.get("C2").build(other), path), flat_weights(model))
+
+
 def test_a_vector_of_another_length(regression):
     model, x, y, w, _ = regression
     with pytest.raises(UserError, match="650 trainable weights, the vector given has 649"):
@@ -184,8 +192,10 @@ def test_unusable_weights_files(tmp_path):
         read_weights(model, path)
     for network in ("F1", "C3", "C2"):
         write_weights(network_zoo.get(network).build(), path)
-        with pytest.raises(UserError, match="does not hold weights of this C1"):
+        with pytest.raises(UserError, match="does not hold the weights of this C1"):
             read_weights(model, path)
+    with pytest.raises(UserError, match=r"not named as Keras names weights, \*\.weights\.h5"):
+        read_weights(model, ROOT / "LICENSE")
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(UserError, match="damaged"):
         read_weights(model, path)
