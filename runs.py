@@ -133,12 +133,24 @@ def read_csv(path: str | Path, row_type: type) -> list:
         ]
 
 
-def check_writable(directory: str | Path) -> None:
-    """Raise `UserError` unless files can be made in the directory (which is created): asked before hours of work."""
-    probe = Path(directory) / f".{os.getpid()}.probe"
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while a stored run is read into one `UserError` that says how to go on."""
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"The folder {directory} cannot be written to ({error.strerror}); name another.") from error
+        yield
+    except Exception as error:  # damaged files make libraries raise nearly anything
+        raise UserError(
+            f"The stored run {path} is damaged ({error}); delete it, or train anew with --retrain."
+        ) from error
+
+
+def check_writable(*directories: str | Path) -> None:
+    """Raise `UserError` unless files can be made in each directory (created if need be): asked before hours of work."""
+    for directory in directories:
+        probe = Path(directory) / f".{os.getpid()}.probe"
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"The folder {directory} cannot be written to ({error.strerror}); name another.") from error

@@ -57,7 +57,9 @@ class Recipe:
     @property
     def name(self) -> str:
         """What a person looks for in a listing of runs."""
-        return f"{self.network}-{self.dataset}-b{self.batch_size}-e{self.epochs}-s{self.seed}"
+        variant = [word for word in (self.definition, self.precision) if word not in ("repository", "float32")]
+        settings = [f"b{self.batch_size}", f"e{self.epochs}", f"s{self.seed}"]
+        return "-".join([self.network, self.dataset, *variant, *settings])
 
     def check(self, data: DataSet) -> "Recipe":
         """Return the recipe; raise `UserError` if its batch is larger than the training set."""
@@ -100,34 +102,52 @@ class Minimizer:
 
 
 def stored(recipe: Recipe, data: DataSet, run_dir: str | Path, test_history: bool = False) -> Minimizer | None:
-    """Return the minimizer of the recipe if `run_dir` has it (with a test history, where one is asked for)."""
+    """Return the minimizer of the recipe if `run_dir` has it.
+
+    Raises `UserError` where the stored run is damaged, or has no test history though one is asked for.
+    """
     folder = runs.folder(run_dir, recipe)
     if not (folder / "minimizer.weights.h5").exists():
         return None
-    history = runs.read_csv(folder / "history.csv", Epoch)
-    if not _suffices(history, test_history):
-        return None
-    model = recipe.build(data)
-    return Minimizer(
-        recipe,
-        weights=read_weights(model, folder / "minimizer.weights.h5"),
-        start=read_weights(model, folder / "start.weights.h5"),
-        history=history,
-        provenance=runs.Provenance(**json.loads((folder / "provenance.json").read_text())),
-    )
+    with runs.reading(folder):
+        model = recipe.build(data)
+        found = Minimizer(
+            recipe,
+            weights=read_weights(model, folder / "minimizer.weights.h5"),
+            start=read_weights(model, folder / "start.weights.h5"),
+            history=runs.read_csv(folder / "history.csv", Epoch),
+            provenance=runs.Provenance(**json.loads((folder / "provenance.json").read_text())),
+        )
+        if len(found.history) != recipe.epochs:
+            raise ValueError(f"{len(found.history)} epochs in history.csv")
+    _check_tested(found.history, folder, test_history)
+    return found
+
+
+def _check_tested(history: list[Epoch], folder: Path, test_history: bool) -> None:
+    if test_history and not _tested(history):
+        raise UserError(
+            f"The run in {folder} was trained without a test history; leave out --test_history, or train it anew with "
+            "--retrain."
+        )
+
+
+def _tested(history: list[Epoch]) -> bool:
+    return all(row.test_loss is not None for row in history)
 
 
 def samples_to_train(
     recipe: Recipe, data: DataSet, run_dir: str | Path, retrain: bool = False, test_history: bool = False
 ) -> int:
-    """Return how many samples `train` would pass through the network, given what is stored."""
+    """Return how many samples `train` would pass through the network, given what is stored; raises as `stored` does."""
     history = []
     if not retrain:
         if stored(recipe, data, run_dir, test_history):
             return 0
-        _, history = _kept(runs.folder(run_dir, recipe) / "checkpoint.npz")
-    done = len(history) if _suffices(history, test_history) else 0
-    return (recipe.epochs - done) * len(data.x_train)
+        folder = runs.folder(run_dir, recipe)
+        history = _Kept.read(folder / "checkpoint.npz").history
+        _check_tested(history, folder, test_history)
+    return (recipe.epochs - len(history)) * len(data.x_train)
 
 
 def train(
@@ -141,21 +161,26 @@ def train(
 ) -> Minimizer:
     """Return the recipe's minimizer: the stored one, or a new one, trained from the last kept epoch if there is one.
 
-    `data` must be fitted to the network's input shape; `retrain` ignores all that is stored; `test_history` evaluates
-    the test set after each epoch. Raises `UserError` for a batch larger than the training set, and `MachineError`
-    when the training diverges: the last good epoch is then left in the recipe's folder, and no minimizer.
+    `data` must be fitted to the network's input shape; `retrain` discards what is stored; `test_history` evaluates
+    the test set after each epoch. Raises `UserError` for a batch larger than the training set and as `stored` does,
+    and `MachineError` when the training diverges: the last good epoch is then left in the recipe's folder, and no
+    minimizer.
     """
     recipe.check(data)
     folder = runs.folder(run_dir, recipe)
-    if not retrain and (found := stored(recipe, data, run_dir, test_history)):
+    checkpoint = folder / "checkpoint.npz"
+    if retrain:
+        for path in (folder / "minimizer.weights.h5", checkpoint):
+            path.unlink(missing_ok=True)
+    elif found := stored(recipe, data, run_dir, test_history):
         return found
     origin = runs.provenance()
     training = _Training(recipe, data)
-    checkpoint = folder / "checkpoint.npz"
-    if retrain or not _suffices(_kept(checkpoint)[1], test_history):
-        checkpoint.unlink(missing_ok=True)
     runs.write_json(folder / "recipe.json", recipe)
-    if not training.restore(checkpoint):
+    if training.restore(checkpoint):
+        _check_tested(training.history, folder, test_history)
+        test_history = _tested(training.history)
+    else:
         write_weights(training.model, folder / "start.weights.h5")
     start = read_weights(recipe.build(data), folder / "start.weights.h5")
 
@@ -274,23 +299,27 @@ class _Training:
 
     def restore(self, path: Path) -> bool:
         """Continue from the state that `save` wrote, if there is one; say whether there was."""
+        kept = _Kept.read(path)
+        with runs.reading(path):
+            for variable, values in zip(self._variables(), kept.values, strict=bool(kept.history)):
+                variable.assign(values)
+        self.wall_seconds, self.history = kept.wall_seconds, kept.history
+        return bool(kept.history)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What a checkpoint holds: nothing, and no epoch in the history, if there is none."""
+
+    wall_seconds: float = 0.0
+    history: list[Epoch] = field(default_factory=list)
+    values: list[np.ndarray] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> "_Kept":
         if not path.exists():
-            return False
-        self.wall_seconds, self.history = _kept(path)
-        with np.load(path) as saved:
-            for i, variable in enumerate(self._variables()):
-                variable.assign(saved[f"variable_{i:03}"])
-        return True
-
-
-def _kept(checkpoint: Path) -> tuple[float, list[Epoch]]:
-    """Return the seconds spent and the history of the epochs that a checkpoint holds: none if there is none."""
-    if not checkpoint.exists():
-        return 0.0, []
-    with np.load(checkpoint) as saved:
-        state = json.loads(str(saved["state"]))
-    return state["wall_seconds"], [Epoch(**row) for row in state["history"]]
-
-
-def _suffices(history: list[Epoch], test_history: bool) -> bool:
-    return not test_history or all(row.test_loss is not None for row in history)
+            return cls()
+        with runs.reading(path), np.load(path) as saved:
+            state = json.loads(str(saved["state"]))
+            values = [saved[name] for name in sorted(saved.files) if name != "state"]
+            return cls(state["wall_seconds"], [Epoch(**row) for row in state["history"]], values)

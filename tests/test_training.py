@@ -125,7 +125,9 @@ def test_history(digits, tmp_path):
     assert [row.epoch for row in plain.history] == [1, 2, 3]
     assert plain.history[2].train_loss < plain.history[0].train_loss
     assert {row.test_loss for row in plain.history} == {None}
-    tested = train(asked, digits, tmp_path, test_history=True)
+    with pytest.raises(UserError, match=r"without a test history; leave out --test_history, or train it anew"):
+        train(asked, digits, tmp_path, test_history=True)
+    tested = train(asked, digits, tmp_path, test_history=True, retrain=True)
     np.testing.assert_array_equal(tested.weights, plain.weights)
     evaluation = Objective(asked.build(digits), digits.x_test, digits.y_test).evaluate(tested.weights)
     assert tested.history[2].test_loss == evaluation.loss
@@ -135,20 +137,25 @@ def test_history(digits, tmp_path):
 
 KILLED = """
 import os, sys
+from pathlib import Path
 import data_zoo
 from training import Recipe, train
 
-data = data_zoo.load("digits", "unused").fit((32, 32, 3))
-trained = 0
+run_dir, precision, moment, name, times = sys.argv[1:]
+replace, seen = os.replace, 0
 
-def report(samples, note):
-    global trained
-    trained += samples
-    if trained > int(sys.argv[3]):
+def killing(source, target):
+    global seen
+    seen += Path(target).name == name
+    if seen == int(times) and moment == "before":
+        os.kill(os.getpid(), 9)
+    replace(source, target)
+    if seen == int(times):
         os.kill(os.getpid(), 9)
 
-asked = Recipe("C1", "digits", data.digest, 100, 4, 0, definition="paper", precision=sys.argv[2])
-train(asked, data, sys.argv[1], report=report)
+os.replace = killing
+data = data_zoo.load("digits", "unused").fit((32, 32, 3))
+train(Recipe("C1", "digits", data.digest, 100, 4, 0, definition="paper", precision=precision), data, run_dir)
 """
 
 
@@ -156,13 +163,101 @@ train(asked, data, sys.argv[1], report=report)
 def test_a_killed_training_ends_at_the_same_bits(color_digits, tmp_path, precision):
     asked = recipe(color_digits, network="C1", definition="paper", batch_size=100, epochs=4, precision=precision)
     whole = train(asked, color_digits, tmp_path / "whole")
-    for samples in (1, 1500, 2000):  # in the first epoch, at the end of the first, in the third
-        assert run_python("-c", KILLED, tmp_path / "killed", precision, samples).returncode == -signal.SIGKILL
+    for moment, name, times, left in (
+        ("before", "checkpoint.npz", 2, 3),  # the first epoch is kept, the second's state not yet in place
+        ("after", "checkpoint.npz", 2, 1),
+        ("before", "minimizer.weights.h5", 1, 0),
+    ):
+        killed = run_python("-c", KILLED, tmp_path / "killed", precision, moment, name, times)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert stored(asked, color_digits, tmp_path / "killed") is None
-    assert samples_to_train(asked, color_digits, tmp_path / "killed") == 2 * 1500
+        assert samples_to_train(asked, color_digits, tmp_path / "killed") == left * 1500
     resumed = train(asked, color_digits, tmp_path / "killed")
     np.testing.assert_array_equal(resumed.weights, whole.weights)
     assert resumed.history == whole.history
+
+
+class StoppedError(Exception):
+    """Ends a training from its report."""
+
+
+def test_stopped_trainings_keep_their_test_history(digits, tmp_path):
+    asked = recipe(digits, epochs=3)
+
+    def stop(_, note):
+        if "epoch 2" in note:
+            raise StoppedError
+
+    def stopped(**settings):
+        with pytest.raises(StoppedError):
+            train(asked, digits, tmp_path, report=stop, **settings)
+
+    stopped(test_history=True)
+    continued = train(asked, digits, tmp_path)  # tested to the end, though not asked again
+    assert stored(asked, digits, tmp_path, test_history=True).history == continued.history
+
+    stopped(retrain=True)
+    with pytest.raises(UserError, match="without a test history"):
+        train(asked, digits, tmp_path, test_history=True)
+    assert samples_to_train(asked, digits, tmp_path) == 2 * 1500  # the kept epoch is still there
+
+
+def test_an_interrupted_retraining_is_continued_by_the_plain_command(digits, tmp_path):
+    asked = recipe(digits)
+    first = train(asked, digits, tmp_path)
+
+    def stop(_, note):
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(asked, digits, tmp_path, retrain=True, report=stop)
+    assert stored(asked, digits, tmp_path) is None
+    np.testing.assert_array_equal(train(asked, digits, tmp_path).weights, first.weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("minimizer.weights.h5", b"no HDF5"),
+        ("start.weights.h5", None),
+        ("history.csv", b"epoch,train_loss,train_accuracy,test_loss,test_accuracy\n"),
+        ("history.csv", b"what"),
+        ("provenance.json", b"{"),
+        ("provenance.json", b"{}"),
+    ],
+)
+def test_a_damaged_stored_run(digits, tmp_path, name, content):
+    asked = recipe(digits, epochs=1)
+    first = train(asked, digits, tmp_path)
+    path = runs.folder(tmp_path, asked) / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=r"stored run .*F1-digits-b150-e1-s0.* is damaged .* --retrain"):
+        train(asked, digits, tmp_path)
+    np.testing.assert_array_equal(train(asked, digits, tmp_path, retrain=True).weights, first.weights)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file", None])
+def test_a_damaged_checkpoint(digits, tmp_path, content):
+    asked = recipe(digits, epochs=2)
+    other = recipe(digits, epochs=2, seed=1)
+
+    def stop(_, note):
+        if "epoch 2" in note:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(asked, digits, tmp_path, report=stop)
+    path = runs.folder(tmp_path, asked) / "checkpoint.npz"
+    if content is None:  # whole, but of something else
+        np.savez(
+            path, state=json.dumps({"wall_seconds": 1.0, "history": [dict(epoch=1, train_loss=1, train_accuracy=1)]})
+        )
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint\.npz is damaged .* --retrain"):
+        train(asked, digits, tmp_path)
+    train(other, digits, tmp_path)
+    train(asked, digits, tmp_path, retrain=True)
 
 
 def test_a_diverging_training_says_where_and_leaves_the_last_good_epoch(digits, tmp_path):
