@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-import runs
 from errors import MachineError, UserError
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
@@ -55,18 +54,26 @@ def run(main: Callable[[flags.FlagValues], None], define_flags: Callable[[], Non
     define_flags()
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", module_name="Help")
     try:
-        if unexpected := FLAGS(sys.argv)[1:]:
+        if unexpected := _parse()[1:]:
             raise UserError(f"Unexpected argument '{unexpected[0]}'; every setting is a --flag (see --help).")
         if FLAGS.help:
             print(_help(description))
         else:
             main(FLAGS)
-    except (UserError, flags.Error) as error:
+    except UserError as error:
         _exit(2, f"Error: {error}")
     except MachineError as error:
         _exit(1, f"Error: {error}")
     except KeyboardInterrupt:
-        _exit(130, "Interrupted; the same command continues from the last finished epoch.")
+        _exit(130, "Interrupted; the same command, without --retrain, continues from the last finished epoch.")
+
+
+def _parse() -> list[str]:
+    """Parse the command line; return what is not a flag."""
+    try:
+        return FLAGS(sys.argv)
+    except (flags.Error, OSError, UnicodeError) as error:  # a --flagfile may be anything
+        raise UserError(str(error)) from error
 
 
 def _exit(code: int, message: str) -> None:
@@ -131,12 +138,6 @@ def check_network(options: flags.FlagValues) -> None:
     """Raise `UserError` unless --network was given."""
     if options.network is None:
         raise UserError("Name the network: -n F1, F2, C1, C2, C3 or C4.")
-
-
-def check_folders(*folders: str) -> None:
-    """Raise `UserError` unless each folder can be written to: asked before hours of work."""
-    for folder in folders:
-        runs.check_writable(folder)
 
 
 def load_data(options: flags.FlagValues, network: Network) -> DataSet:

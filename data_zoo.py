@@ -86,7 +86,7 @@ def load(name: str, data_dir: str | Path) -> DataSet:
     kind, path = _KINDS[name], Path(data_dir) / f"{name}.npz"
     if name == "digits":
         arrays, source = _scikit_digits(), "scikit-learn's 8x8 digits"
-    elif path.exists():
+    elif _exists(path):
         arrays, source = _read(path, kind), f"file {path}"
     elif name == "timit":
         raise UserError(f"TIMIT is licensed and cannot be fetched; put your own at {path}: {_wanted(kind)}.")
@@ -198,7 +198,15 @@ def _digest(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"{path} cannot be looked up ({error.strerror}); name another --data_dir.") from error
+
+
 def _fetch(path: Path, kind: Kind) -> tuple[Arrays, str]:
+    runs.check_writable(path.parent)
     failures = []
     for source, arrays_of in _sources(kind):
         try:

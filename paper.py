@@ -54,9 +54,11 @@ class CurvePoint:
 
 
 def original_curve(network: str) -> list[CurvePoint]:
-    """Return the 25 points of the original's linear parametric plot (Figure 3); empty where none was released."""
-    path = ORIGINAL_CURVES / f"{network}.csv"
-    if not path.exists():
+    """Return the 25 points of the original's linear parametric plot (Figure 3); empty where none was released.
+
+    The curves lie in the repository beside this file; raises `FileNotFoundError` where it was copied without them.
+    """
+    if network not in ("C1", "C2", "C3", "C4"):
         return []
-    with open(path, newline="") as file:
+    with open(ORIGINAL_CURVES / f"{network}.csv", newline="") as file:
         return [CurvePoint(**{name: float(cell) for name, cell in row.items()}) for row in csv.DictReader(file)]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from objective import Objective
     from training import Recipe
 
+POINTS, ALPHAS = 25, (-1.0, 2.0)  # as in the original's figures
 CURVES = {
     "linear": r"$\alpha\,x_L + (1-\alpha)\,x_S$",
     "curvilinear": r"$\sin(\alpha\pi/2)\,x_L + \cos(\alpha\pi/2)\,x_S$",
@@ -131,9 +132,9 @@ def define_flags() -> None:
     cli.define_recipe_flags()
     group = {"module_name": "Parametric plot"}
     flags.DEFINE_enum("curve", "linear", list(CURVES), "Figure 3 or Figure 7.", **group)
-    flags.DEFINE_integer("points", 25, "Points of the path.", lower_bound=2, **group)
-    flags.DEFINE_float("alpha_min", -1.0, "Where the path begins.", **group)
-    flags.DEFINE_float("alpha_max", 2.0, "Where the path ends.", **group)
+    flags.DEFINE_integer("points", POINTS, "Points of the path.", lower_bound=2, **group)
+    for end, alpha in zip(("min", "max"), ALPHAS, strict=True):
+        flags.DEFINE_float(f"alpha_{end}", alpha, "An end of the path.", lower_bound=-100, upper_bound=100, **group)
     for size in ("small", "large"):
         flags.DEFINE_string(
             f"{size}_batch_weights", None, f"A .weights.h5 file to take as the {size}-batch minimizer.", **group
@@ -141,29 +142,35 @@ def define_flags() -> None:
     cli.define_folder_flags()
 
 
-def stem(network: Network, data: DataSet, small: Recipe, large: Recipe, curve: str, given: bool) -> str:
+def stem(options: flags.FlagValues, network: Network, data: DataSet, recipes: tuple[Recipe, Recipe]) -> str:
     """Return the name of the outputs: the network, and every setting that makes them another experiment's."""
+    small, large = recipes
+    given = [Path(file).name.removesuffix(".weights.h5") for file in weights_files(options) if file]
     settings = (
-        (curve, curve != "linear"),
-        (small.dataset, small.dataset != network.dataset),
+        (options.curve, options.curve != "linear"),
+        (data.name, data.name != network.dataset),
         (small.definition, small.definition != "repository"),
-        ("given", given),
-        (f"e{small.epochs}", small.epochs != cli.EPOCHS),
+        ("-".join(given), given),
+        (f"e{small.epochs}", small.epochs != cli.EPOCHS and len(given) < 2),
         (f"sb{small.batch_size}", small.batch_size != network.small_batch(len(data.x_train))),
         (f"lb{large.batch_size}", large.batch_size != network.large_batch(len(data.x_train))),
         (f"s{small.seed}", small.seed != 0),
         (small.precision, small.precision != "float32"),
+        (f"p{options.points}", options.points != POINTS),
+        (f"alpha{options.alpha_min:g}to{options.alpha_max:g}", (options.alpha_min, options.alpha_max) != ALPHAS),
     )
     return "-".join([network.name, *(text for text, differs in settings if differs)])
 
 
-def find_minimizer(recipe: Recipe, data: DataSet, weights_file: str | None, options, report) -> tuple[np.ndarray, Side]:
-    """Return the weights (n,) of one side: read from the file, if one is given, or trained."""
-    from objective import read_weights
+def weights_files(options: flags.FlagValues) -> tuple[str | None, str | None]:
+    """Return the files given as small-batch and as large-batch minimizer."""
+    return options.small_batch_weights, options.large_batch_weights
+
+
+def find_minimizer(recipe: Recipe, data: DataSet, options: flags.FlagValues, report) -> tuple[np.ndarray, Side]:
+    """Return the stored or newly trained minimizer of a recipe: its weights (n,) and how it came about."""
     from training import train
 
-    if weights_file:
-        return read_weights(recipe.build(data), weights_file), Side(weights_file, None, None, None)
     minimizer = train(
         recipe,
         data,
@@ -175,9 +182,8 @@ def find_minimizer(recipe: Recipe, data: DataSet, weights_file: str | None, opti
     return minimizer.weights, Side(None, recipe, minimizer.provenance, minimizer.distance)
 
 
-def report_table(points: list[Point], summary: Summary, published: paper.Accuracy | None) -> str:
-    """Lay out the two ends of the path beside Table 2, where it applies, and the distances beside section 3's range."""
-    ends = [min(points, key=lambda point, alpha=alpha: abs(point.alpha - alpha)) for alpha in (0, 1)]
+def report_table(ends: list[Point], summary: Summary, published: paper.Accuracy | None) -> str:
+    """Lay out the two minimizers beside Table 2, where it applies, and the distances beside section 3's range."""
     distances = [side.distance_from_start for side in (summary.small_batch, summary.large_batch)]
     ratio = summary.distance_ratio
     rows = [
@@ -206,36 +212,44 @@ def report_table(points: list[Point], summary: Summary, published: paper.Accurac
 def main(options: flags.FlagValues) -> None:
     """Train or find the two minimizers, evaluate the path, write the results and draw the figure."""
     cli.check_network(options)
-    if not -np.inf < options.alpha_min < options.alpha_max < np.inf:
-        raise UserError(
-            f"--alpha_min ({options.alpha_min}) must be less than --alpha_max ({options.alpha_max}), and both finite."
-        )
-    cli.check_folders(options.figure_dir, options.result_dir, options.run_dir)
+    if not options.alpha_min < options.alpha_max:
+        raise UserError(f"--alpha_min ({options.alpha_min}) must be less than --alpha_max ({options.alpha_max}).")
     import figures
     import network_zoo
-    from objective import Objective
+    from objective import Objective, read_weights
     from training import samples_to_train
 
     origin, began = runs.provenance(), time.monotonic()
     network = network_zoo.get(options.network)
+    runs.check_writable(options.figure_dir, options.result_dir, options.run_dir)
     data = cli.load_data(options, network)
     recipes = cli.recipes(options, network, data)
-    files = (options.small_batch_weights, options.large_batch_weights)
+    model = recipes[0].build(data)
+    given = {
+        label: (read_weights(model, file), Side(file, None, None, None))
+        for label, file in zip(("SB", "LB"), weights_files(options), strict=True)
+        if file
+    }
+    to_train = {
+        label: (recipe, samples_to_train(recipe, data, options.run_dir, options.retrain, options.test_history))
+        for label, recipe in zip(("SB", "LB"), recipes, strict=True)
+        if label not in given
+    }
     alphas = np.linspace(options.alpha_min, options.alpha_max, options.points)
+    # The two minimizers themselves are evaluated even where the path's points leave them out.
+    all_alphas = np.union1d(alphas, [0.0, 1.0])
 
-    to_train = [
-        0 if file else samples_to_train(recipe, data, options.run_dir, options.retrain, options.test_history)
-        for recipe, file in zip(recipes, files, strict=True)
-    ]
-    to_evaluate = len(alphas) * (len(data.x_train) + len(data.x_test))
-    with cli.Progress(trained=sum(to_train), evaluated=to_evaluate) as progress:
-        (x_small, small), (x_large, large) = (
-            find_minimizer(recipe, data, file, options, progress.training(f"{network.name} {label}"))
-            for recipe, file, label in zip(recipes, files, ("SB", "LB"), strict=True)
-        )
-        model = recipes[0].build(data)
+    evaluated = len(all_alphas) * (len(data.x_train) + len(data.x_test))
+    with cli.Progress(trained=sum(samples for _, samples in to_train.values()), evaluated=evaluated) as progress:
+        found = given | {
+            label: find_minimizer(recipe, data, options, progress.training(f"{network.name} {label}"))
+            for label, (recipe, _) in to_train.items()
+        }
+        (x_small, small), (x_large, large) = found["SB"], found["LB"]
         train, test = Objective(model, data.x_train, data.y_train), Objective(model, data.x_test, data.y_test)
-        points = parametric_curve(train, test, x_small, x_large, alphas, options.curve, progress.evaluating)
+        everything = parametric_curve(train, test, x_small, x_large, all_alphas, options.curve, progress.evaluating)
+    points = [point for point in everything if point.alpha in alphas]
+    ends = [point for point in everything if point.alpha in (0, 1)]
 
     comparable = options.curve == "linear" and data.name == network.dataset
     original = paper.original_curve(network.name) if comparable else []
@@ -246,21 +260,22 @@ def main(options: flags.FlagValues) -> None:
         curve=options.curve,
         small_batch=small,
         large_batch=large,
-        distance_ratio=None if any(files) else small.distance_from_start / large.distance_from_start,
+        distance_ratio=None if given else small.distance_from_start / large.distance_from_start,
         distance_between=float(np.linalg.norm(x_small - x_large)),
         rms_difference_to_original=rms_difference(points, original),
         data_source=data.source,
         provenance=origin.after(time.monotonic() - began),
     )
-    name = stem(network, data, *recipes, options.curve, given=any(files))
-    result, figure = Path(options.result_dir) / name, Path(options.figure_dir) / name
+    name = stem(options, network, data, recipes)
+    result = Path(options.result_dir) / name
     runs.write_csv(result.with_name(f"{name}.csv"), points)
     runs.write_json(result.with_name(f"{name}.json"), summary)
-    epochs = "given minimizers" if all(files) else f"{options.epochs} epochs"
-    title = f"{network.name} on {data.name}, {epochs}"
-    written = figures.save(figures.parametric_plot(points, original, title, CURVES[options.curve]), figure)
+    length = "given minimizers" if len(given) == 2 else f"{options.epochs} epochs, seed {options.seed}"
+    title = f"{network.name} on {data.name} ({options.definition} definition), {length}"
+    figure = figures.parametric_plot(points, original, title, CURVES[options.curve])
+    written = figures.save(figure, Path(options.figure_dir) / name)
     published = paper.TABLE_2[network.name] if data.name == network.dataset else None
-    print(f"\n{title}, seed {options.seed}\n{report_table(points, summary, published)}")
+    print(f"\n{title}\n{report_table(ends, summary, published)}")
     print(f"Figure: {', '.join(map(str, written))}; numbers: {result}.csv, {result}.json")
 
 

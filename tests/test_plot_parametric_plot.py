@@ -34,7 +34,7 @@ def test_the_whole_job_on_digits(run_plot, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
     assert "oneDNN" not in done.stderr
-    name = "F1-digits-e3"
+    name = "F1-digits-e3-p4"
     assert (tmp_path / "figure" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "figure" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -50,9 +50,10 @@ def test_the_whole_job_on_digits(run_plot, tmp_path):
         assert f"{point['test_accuracy']:.2f}" in done.stdout
     assert "Table 2" not in done.stdout  # of MNIST, not of the digits
 
-    again = run_plot(*job, "--curve=curvilinear")
-    assert "epoch" not in again.stderr  # nothing is trained twice
-    curved = rows(tmp_path / "result" / "F1-curvilinear-digits-e3.csv")
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
+    assert run_plot(*job, "--curve=curvilinear").returncode == 0
+    assert trained == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
+    curved = rows(tmp_path / "result" / "F1-curvilinear-digits-e3-p4.csv")
     for here, there in ((1, 1), (2, 2)):  # both paths go through both minimizers
         assert curved[here]["train_loss"] == pytest.approx(points[there]["train_loss"], rel=1e-5)
     assert curved[3]["train_loss"] != pytest.approx(points[3]["train_loss"], rel=1e-3)
@@ -69,8 +70,10 @@ def test_cifar100_networks_on_a_file_of_ones_own(run_plot, tmp_path):
     for network in ("C3", "C4"):
         done = run_plot("-n", network, "--epochs=1", "--small_batch=20", "--large_batch=60", "--points=2")
         assert done.returncode == 0, done.stderr
-        summary = json.loads((tmp_path / "result" / f"{network}-e1-sb20-lb60.json").read_text())
+        summary = json.loads((tmp_path / "result" / f"{network}-e1-sb20-lb60-p2.json").read_text())
         assert summary["dataset"] == "cifar100"
+        assert [point["alpha"] for point in rows(tmp_path / "result" / f"{network}-e1-sb20-lb60-p2.csv")] == [-1, 2]
+        assert "alpha = 0  alpha = 1" in done.stdout  # the minimizers, though the path's points leave them out
         assert set(summary["rms_difference_to_original"]) >= {"train_loss", "test_accuracy"}
         assert str(paper.TABLE_2[network].test_small) in done.stdout
 
@@ -86,7 +89,7 @@ def test_given_minimizers_are_analysed_without_training(run_plot, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "run").iterdir())
-    summary = json.loads((tmp_path / "result" / "F1-digits-given.json").read_text())
+    summary = json.loads((tmp_path / "result" / "F1-digits-small-large-p2-alpha0to1.json").read_text())
     assert summary["small_batch"]["weights_file"] == str(files["small"])
     assert summary["distance_ratio"] is None
 
@@ -170,12 +173,18 @@ BAD_INPUT = [
     (("-n", "F1", "--dataset=digits", "--small_batch=0"), "--small_batch=0"),
     (("-n", "F1", "--dataset=digits", "--points=1"), "--points=1"),
     (("-n", "F1", "--dataset=digits", "--alpha_min=2", "--alpha_max=2"), "must be less than --alpha_max"),
-    (("-n", "F1", "--dataset=digits", "--alpha_max=inf"), "finite"),
+    (("-n", "F1", "--dataset=digits", "--alpha_max=inf"), "--alpha_max=inf"),
+    (("-n", "F1", "--dataset=digits", "--alpha_min=nan"), "must be less than --alpha_max"),
     (("-n", "F1", "--dataset=digits", "--definition=thesis"), "repository|paper"),
     (("-n", "F1", "--dataset=digits", "--precision=float8"), "float32|bfloat16"),
     (("-n", "F1", "--netwrok=F1"), "netwrok"),
     (("-n", "F1", "digits"), "Unexpected argument 'digits'"),
     (("-n", "F1", "--dataset=digits", "--small_batch_weights=nowhere.h5"), "no weights file nowhere.h5"),
+    (("-n", "F1", "--dataset=digits", "--large_batch_weights=nowhere.h5"), "no weights file nowhere.h5"),
+    (("-n", "F1", "--dataset=digits", "--large_batch_weights", ROOT / "LICENSE"), "not named as Keras names"),
+    (("-n", "F1", "--flagfile=nowhere.txt"), "nowhere.txt"),
+    (("-n", "F1", "--flagfile", ROOT / "Figures" / "F1.png"), "decode"),
+    (("-n", "F1", "--data_dir", "x" * 300), "cannot be looked up"),
     (("-n", "F1", "--dataset=digits", "--figure_dir", ROOT / "README.md"), "cannot be written to"),
     (("-n", "F1", "--dataset=digits", "--result_dir", ROOT / "README.md"), "cannot be written to"),
     (("-n", "F1", "--dataset=digits", "--run_dir", ROOT / "README.md"), "cannot be written to"),
