@@ -1,4 +1,4 @@
-"""What the scripts' command lines share: flags, a quiet start, progress, tables, and how errors end a command."""
+"""What the scripts share: flags and what they stand for, progress, tables, and how errors end a command."""
 
 from __future__ import annotations
 

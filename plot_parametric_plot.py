@@ -167,7 +167,9 @@ def weights_files(options: flags.FlagValues) -> tuple[str | None, str | None]:
     return options.small_batch_weights, options.large_batch_weights
 
 
-def find_minimizer(recipe: Recipe, data: DataSet, options: flags.FlagValues, report) -> tuple[np.ndarray, Side]:
+def find_minimizer(
+    recipe: Recipe, data: DataSet, options: flags.FlagValues, report: Callable[[int, str], None]
+) -> tuple[np.ndarray, Side]:
     """Return the stored or newly trained minimizer of a recipe: its weights (n,) and how it came about."""
     from training import train
 
