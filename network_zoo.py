@@ -111,6 +111,27 @@ def set_dropout_step(model: keras.Model, step: int | tf.Tensor) -> None:
             layer.step.assign(step)
 
 
+def call_recomputing(model: keras.Sequential, x: tf.Tensor) -> tf.Tensor:
+    """Return `model(x, training=True)`, keeping less of it for the gradient, which is the same to the bit.
+
+    What lies between two kernels (normalisation, activation, dropout, pooling) is computed again in the backward pass
+    instead of kept: it costs little beside the kernels, and holds most of the memory of a large batch.
+    """
+
+    def between_kernels(layers: list[keras.layers.Layer]) -> Callable[[tf.Tensor], tf.Tensor]:
+        def call(h: tf.Tensor) -> tf.Tensor:
+            for layer in layers:
+                h = layer(h, training=True) if isinstance(layer, Dropout) else layer(h)
+            return h
+
+        return call
+
+    starts = [i for i, layer in enumerate(model.layers) if hasattr(layer, "kernel")]
+    for start, end in zip(starts, [*starts[1:], len(model.layers)], strict=True):
+        x = tf.recompute_grad(between_kernels(model.layers[start + 1 : end]))(model.layers[start](x))
+    return x
+
+
 @dataclass(frozen=True)
 class _Parts:
     """Makes the layers of one network: every layer gets a seed of its own from the network's."""

@@ -24,6 +24,7 @@ from errors import MachineError, UserError
 from objective import Objective, flat_weights, pixels, read_weights, write_weights
 
 BLOCK = 4096  # samples trained between two reports of progress
+RECOMPUTE_FROM = 1000  # samples of a batch whose memory counts for more than a little time
 
 Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note on the state
 
@@ -268,7 +269,10 @@ class _Training:
         mine = chosen[total * share // parts : total * (share + 1) // parts]
         x, y = pixels(tf.gather(self.x, mine)), tf.gather(self.y, mine)
         with tf.GradientTape() as tape:
-            logits = self.model(x, training=True)
+            if self.recipe.batch_size < RECOMPUTE_FROM:
+                logits = self.model(x, training=True)
+            else:
+                logits = network_zoo.call_recomputing(self.model, x)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
             loss = tf.reduce_sum(losses) / tf.cast(total, tf.float32)
         gradients = tape.gradient(loss, self.model.trainable_variables)

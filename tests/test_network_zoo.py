@@ -108,6 +108,24 @@ def test_dropout_depends_on_seed_and_step_alone():
     np.testing.assert_array_equal(network_zoo.Dropout(0.3, 5)(x, training=False), x)
 
 
+@pytest.mark.parametrize("name", ["F1", "C1", "C2"])
+def test_recomputing_changes_no_bit_of_the_gradient(name):
+    network = network_zoo.get(name)
+    model = network.build()
+    x = tf.constant(np.random.default_rng(0).random((6, *network.input_shape), np.float32))
+
+    @tf.function
+    def gradient(call):
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(tf.nn.log_softmax(call(x))[:, 0])
+        return value, tape.gradient(value, model.trainable_variables)
+
+    kept = gradient(lambda x: model(x, training=True))
+    recomputed = gradient(lambda x: network_zoo.call_recomputing(model, x))
+    for a, b in zip(tf.nest.flatten(kept), tf.nest.flatten(recomputed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_saved_network_is_the_same_network(tmp_path):
     network = network_zoo.get("C1")
     model = network.build(seed=1)

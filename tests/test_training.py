@@ -9,6 +9,7 @@ from conftest import run_python
 import data_zoo
 import network_zoo
 import runs
+import training
 from errors import MachineError, UserError
 from objective import Objective, flat_weights, read_weights
 from training import Recipe, _Training, samples_to_train, stored, train
@@ -43,6 +44,14 @@ def test_real_minimizers_of_one_recipe_are_bit_identical(mnist, tmp_path):
     assert first.history[0].train_accuracy > 90  # as seen from the first step on
     model = asked.build(mnist)
     assert Objective(model, mnist.x_test, mnist.y_test).evaluate(first.weights).accuracy > 95
+
+
+def test_recomputing_in_large_batches_changes_no_bit(color_digits, tmp_path, monkeypatch):
+    asked = recipe(color_digits, network="C1", definition="paper")
+    kept = train(asked, color_digits, tmp_path / "kept")
+    monkeypatch.setattr(training, "RECOMPUTE_FROM", asked.batch_size)
+    recomputed = train(asked, color_digits, tmp_path / "recomputed")
+    np.testing.assert_array_equal(recomputed.weights, kept.weights)
 
 
 def adam_by_hand(asked, data):
