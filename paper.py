@@ -38,6 +38,47 @@ TABLE_2 = {
     "C4": Accuracy(Published(99.10, 1.23), Published(99.57, 1.84), Published(63.08, 0.5), Published(57.81, 0.17)),
 }
 
+
+@dataclass(frozen=True)
+class Sharpness:
+    """A row of Table 3 or 4 at one epsilon: Metric 2.1 (percent) of the small-batch and the large-batch minimizer."""
+
+    small: Published
+    large: Published
+
+
+TABLE_3 = {  # full space, by network and epsilon
+    ("F1", 1e-3): Sharpness(Published(1.23, 0.83), Published(205.14, 69.52)),
+    ("F1", 5e-4): Sharpness(Published(0.61, 0.27), Published(42.90, 17.14)),
+    ("F2", 1e-3): Sharpness(Published(1.39, 0.02), Published(310.64, 38.46)),
+    ("F2", 5e-4): Sharpness(Published(0.90, 0.05), Published(93.15, 6.81)),
+    ("C1", 1e-3): Sharpness(Published(28.58, 3.13), Published(707.23, 43.04)),
+    ("C1", 5e-4): Sharpness(Published(7.08, 0.88), Published(227.31, 23.23)),
+    ("C2", 1e-3): Sharpness(Published(8.68, 1.32), Published(925.32, 38.29)),
+    ("C2", 5e-4): Sharpness(Published(2.07, 0.86), Published(175.31, 18.28)),
+    ("C3", 1e-3): Sharpness(Published(29.85, 5.98), Published(258.75, 8.96)),
+    ("C3", 5e-4): Sharpness(Published(8.56, 0.99), Published(105.11, 13.22)),
+    ("C4", 1e-3): Sharpness(Published(12.83, 3.84), Published(421.84, 36.97)),
+    ("C4", 5e-4): Sharpness(Published(4.07, 0.87), Published(109.35, 16.57)),
+}
+TABLE_4 = {  # random subspaces of dimension 100, by network and epsilon
+    ("F1", 1e-3): Sharpness(Published(0.11, 0.00), Published(9.22, 0.56)),
+    ("F1", 5e-4): Sharpness(Published(0.05, 0.00), Published(9.17, 0.14)),
+    ("F2", 1e-3): Sharpness(Published(0.29, 0.02), Published(23.63, 0.54)),
+    ("F2", 5e-4): Sharpness(Published(0.05, 0.00), Published(6.28, 0.19)),
+    ("C1", 1e-3): Sharpness(Published(2.18, 0.23), Published(137.25, 21.60)),
+    ("C1", 5e-4): Sharpness(Published(0.71, 0.15), Published(29.50, 7.48)),
+    ("C2", 1e-3): Sharpness(Published(0.95, 0.34), Published(25.09, 2.61)),
+    ("C2", 5e-4): Sharpness(Published(0.31, 0.08), Published(5.82, 0.52)),
+    ("C3", 1e-3): Sharpness(Published(17.02, 2.20), Published(236.03, 31.26)),
+    ("C3", 5e-4): Sharpness(Published(4.03, 1.45), Published(86.96, 27.39)),
+    ("C4", 1e-3): Sharpness(Published(6.05, 1.13), Published(72.99, 10.96)),
+    ("C4", 5e-4): Sharpness(Published(1.89, 0.33), Published(19.85, 4.12)),
+}
+
+# Section 2.2.2: the loss around a large-batch minimizer rises steeply in about this share of the space (percent).
+STEEP_SHARE = 5.0
+
 # Section 3: ||x_S - x_0|| / ||x_L - x_0|| was observed in this range.
 DISTANCE_RATIO = (3, 10)
 
