@@ -7,6 +7,7 @@ import quiet_tensorflow  # noqa: F401
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from errors import UserError
 
 CHUNK = 5000  # samples evaluated at once, as the original does; batch statistics are those of a chunk
 KERAS_1_EPSILON = 1e-7  # Keras 1 clipped the softmax to [epsilon, 1 - epsilon] before taking the logarithm
+Outputs = Literal["logits", "softmax"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,20 @@ class Objective:
     computed in float32, summed in float64.
     """
 
-    def __init__(self, model: keras.Model, x: np.ndarray, y: np.ndarray, chunk: int = CHUNK):
-        """Take a model from (m, ...) inputs to (m, classes) logits, samples x (uint8 pixels are scaled to [0, 1]) and
-        their labels y of shape (m,)."""
+    def __init__(
+        self, model: keras.Model, x: np.ndarray, y: np.ndarray, chunk: int = CHUNK, outputs: Outputs = "logits"
+    ):
+        """Take a model from (m, ...) inputs to (m, classes) outputs, samples x and their labels y of shape (m,).
+
+        `outputs` states what the model's outputs are: "logits", or the probabilities of a "softmax", of which the loss
+        is finite too, but exact only as far as float32 holds a probability. Samples of type uint8 are taken as pixels
+        and scaled to [0, 1]. Raises `UserError` where samples, labels and outputs do not fit together, or the outputs
+        are evidently not what is stated.
+        """
         self.model = model
         self.samples = len(x)
+        self.outputs = outputs
+        self._check(x, y)
         self.shapes = [tuple(variable.shape) for variable in model.trainable_variables]
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
         pieces = -(-len(x) // chunk)
@@ -88,10 +99,35 @@ class Objective:
             raise UserError(f"The model has {self.size:,} trainable weights, the vector given has {np.size(w):,}.")
         return tf.constant(w, tf.float32)
 
+    def _check(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Raise `UserError` unless a few samples pass through the model as stated."""
+        if self.outputs not in get_args(Outputs):
+            raise UserError(f"A model's outputs are {' or '.join(get_args(Outputs))}, not '{self.outputs}'.")
+        if len(x) == 0 or np.shape(y) != (len(x),):
+            raise UserError(
+                f"The labels must be one class number for each of the {len(x):,} samples, in the shape ({len(x)},), "
+                f"not {np.shape(y)}."
+            )
+        few = self.model(pixels(tf.constant(x[:32])), training=False).numpy()
+        if few.ndim != 2 or np.min(y) < 0 or np.max(y) >= few.shape[1]:
+            raise UserError(
+                f"The labels run from {np.min(y)} to {np.max(y)} and the outputs for {len(few)} samples have the shape "
+                f"{few.shape}; the model must have an output for each class."
+            )
+        probabilities = bool((few >= 0).all() and np.allclose(few.sum(axis=1), 1, atol=1e-3))
+        if probabilities != (self.outputs == "softmax"):
+            seems, other = ("softmax", "are") if probabilities else ("logits", "are not")
+            raise UserError(
+                f"The model's outputs {other} probabilities that add up to 1; state outputs='{seems}', or change the "
+                "model."
+            )
+
     def _losses(self, w: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Per-sample cross-entropy and logits of one chunk at the flat weights w."""
         weights = [tf.reshape(part, shape) for part, shape in zip(tf.split(w, self.sizes), self.shapes, strict=True)]
         logits, _ = self.model.stateless_call(weights, self.model.non_trainable_variables, pixels(x), training=False)
+        if self.outputs == "softmax":
+            logits = tf.math.log(tf.maximum(logits, np.finfo(np.float32).tiny))
         return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits), logits
 
     @tf.function
