@@ -1,0 +1,212 @@
+"""Sharpness of a minimizer: Metric 2.1 of Keskar et al., 2017 (equations 3 and 4).
+
+Wrapped into L-BFGS-B the obvious way, the metric reads 0 at every well-trained minimizer: the gradient is below the
+solver's tolerance, and the first steps are minute. So the box is searched in its own coordinates, u in [-1, 1]^p, with
+the loss scaled so that the first step reaches the box's walls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy.optimize._lbfgsb import setulb
+
+from errors import UserError
+from subspace import RandomSubspace
+
+ITERATIONS = 10  # of L-BFGS-B, in the paper
+SCALE = 100.0  # largest slope at the start: coordinates with a slope above 1 go to their wall in the first step
+CORRECTIONS, LINE_SEARCH_STEPS = 10, 20  # SciPy's defaults
+NEW_ITERATE, EVALUATE, CONVERGED = 1, 3, 4  # what SciPy's routine asks for or reports
+RESOLUTION = 2.0**-23  # of float32: what the loss of a sample is resolved to, in units of 1 + loss
+
+Report = Callable[[str], None]  # called after each evaluation with a note on the state
+
+
+class Function(Protocol):
+    """What is maximised: `objective.Objective`, or any function of n weights that returns its gradient too."""
+
+    def value_and_gradient(self, w: np.ndarray) -> tuple[float, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class SharpnessResult:
+    """A value of Metric 2.1 and how it was found.
+
+    `value` is in percent, from the largest loss over all evaluated points; None where that loss exceeds f(x) by less
+    than float32 resolves. `loss` and `largest_loss` are in nats, `at_walls` is the share (percent) of the best point's
+    coordinates on a wall of the box, `seconds` is the wall time and `objective_seconds` its part within the objective.
+    """
+
+    value: float | None
+    loss: float
+    largest_loss: float
+    epsilon: float
+    dimension: int
+    solver: str
+    evaluations: int
+    iterations: int
+    stopped: str
+    at_walls: float
+    seconds: float
+    objective_seconds: float
+
+    def __str__(self) -> str:
+        return f"< {100 * RESOLUTION:.1e}" if self.value is None else f"{self.value:.4g}"
+
+
+def sharpness(
+    objective: Function,
+    w: np.ndarray,
+    eps: float,
+    *,
+    subspace: RandomSubspace | None = None,
+    solver: str = "lbfgsb",
+    iterations: int = ITERATIONS,
+    scale: float = SCALE,
+    report: Report = lambda note: None,
+) -> SharpnessResult:
+    """Return Metric 2.1 of `objective` at the minimizer `w`, shape (n,): 100 (max f(w + A y) - f(w)) / (1 + f(w)) over
+    the box |y_i| <= eps (|(A^+ w)_i| + 1).
+
+    `subspace` is A (Table 4), or None for the full space, A = I (Table 3). `solver` is "lbfgsb" for SciPy's L-BFGS-B,
+    or "vertex" for iterated vertex ascent. Values hardly depend on `scale` between 100 and 10,000.
+
+    For small eps the loss is f(w) + y'Hy/2, H its Hessian, and the value scales with eps^2 and lies between
+    50 L / (1 + f(w)) with L from `quadratic_bounds` of the largest eigenvalue of H.
+
+    Raises `UserError` for a bad setting, a minimizer that is not finite or of another size than A, and a loss that is
+    not finite somewhere in the box.
+    """
+    if not (np.isfinite(eps) and eps > 0):
+        raise UserError(f"Epsilon, the half-width of the box, must be a number above 0, not {eps:g}.")
+    if solver not in SOLVERS:
+        raise UserError(f"There is no solver '{solver}'; choose one of {', '.join(SOLVERS)}.")
+    if iterations < 1 or not (np.isfinite(scale) and scale > 0):
+        raise UserError("A maximisation needs at least 1 iteration and a scale above 0.")
+    if np.ndim(w) != 1 or not np.isfinite(w).all():
+        raise UserError("A minimizer is one flat vector of finite weights; see objective.flat_weights.")
+    if subspace is not None and subspace.shape[0] != len(w):
+        raise UserError(f"The subspace is of {subspace.shape[0]:,} weights, the minimizer has {len(w):,}.")
+    began = time.perf_counter()
+    box = _Box(objective, w, eps, subspace, report)
+    iterations, stopped = SOLVERS[solver](box, iterations, scale)
+    rise = (box.best - box.loss) / (1 + box.loss)
+    return SharpnessResult(
+        value=100 * rise if rise > RESOLUTION else None,
+        loss=box.loss,
+        largest_loss=box.best,
+        epsilon=eps,
+        dimension=len(box.half_widths),
+        solver=solver,
+        evaluations=box.evaluations,
+        iterations=iterations,
+        stopped=stopped,
+        at_walls=float(100 * np.mean(np.abs(box.best_u) == 1)),
+        seconds=time.perf_counter() - began,
+        objective_seconds=box.objective_seconds,
+    )
+
+
+def half_widths(w: np.ndarray, eps: float, subspace: RandomSubspace | None = None) -> np.ndarray:
+    """Return the box of equation 3, float64 of shape (p,): eps (|(A^+ w)_i| + 1)."""
+    return eps * (np.abs(w if subspace is None else subspace.pseudo_inverse(w)) + 1)
+
+
+def quadratic_bounds(eigenvalue: float, eigenvector: np.ndarray, half_widths: np.ndarray) -> tuple[float, float]:
+    """Return bounds on max y'Hy/2 over the box |y_i| <= half_widths_i, all of shape (n,), from H's largest eigenvalue.
+
+    From below, the way along its eigenvector to the wall; from above, the ball around the box.
+    """
+    lower = eigenvalue / 2 * np.min(half_widths / np.maximum(np.abs(eigenvector), np.finfo(float).tiny)) ** 2
+    return float(lower * np.sum(eigenvector**2)), float(eigenvalue / 2 * np.sum(half_widths**2))
+
+
+class _Box:
+    """The loss over the box, phi(u) = f(w + A (b * u)) for |u_i| <= 1; remembers the best point it has seen."""
+
+    def __init__(self, objective: Function, w: np.ndarray, eps: float, subspace: RandomSubspace | None, report: Report):
+        self._objective = objective
+        self._w = w
+        self._subspace = subspace
+        self._report = report
+        self.half_widths = half_widths(w, eps, subspace)
+        self.eps = eps
+        self.evaluations = 0
+        self.objective_seconds = 0.0
+        self.best = -np.inf
+        centre = np.zeros(len(self.half_widths))
+        self.loss, slope = self.value_and_gradient(centre)
+        self.start = centre, self.loss, slope
+        if not slope.any():  # no way leads up from here, so start from a random point instead
+            point = np.random.default_rng(0).uniform(-1, 1, len(centre))
+            self.start = point, *self.value_and_gradient(point)
+
+    def value_and_gradient(self, u: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return phi(u) and its gradient, float64 of shape (p,)."""
+        y = self.half_widths * u
+        w = self._w + (y if self._subspace is None else self._subspace @ y)
+        began = time.perf_counter()
+        loss, gradient = self._objective.value_and_gradient(w)
+        self.objective_seconds += time.perf_counter() - began
+        self.evaluations += 1
+        if not (np.isfinite(loss) and np.isfinite(gradient).all()):
+            raise UserError(f"The loss is not finite within epsilon {self.eps:g} of the minimizer; give a smaller one.")
+        if loss > self.best:
+            self.best, self.best_u = loss, u.copy()
+        self._report(f"loss {loss:.4g}, largest {self.best:.4g}")
+        return loss, self.half_widths * (gradient if self._subspace is None else self._subspace.rmatvec(gradient))
+
+
+def _lbfgsb(box: _Box, iterations: int, scale: float) -> tuple[int, str]:
+    """Maximise as `scipy.optimize.fmin_l_bfgs_b(..., factr=0, pgtol=0, maxiter=iterations)` does; return the number of
+    iterations and why it stopped.
+
+    The routine is the one which that function calls. Called through it, SciPy would first loop over the weights in
+    Python, which takes a seventh of a whole measurement of F1.
+    """
+    u, loss, slope = box.start
+    steepest = np.abs(slope).max()
+    if steepest == 0:
+        return 0, "the loss has no slope"
+    factor = scale / steepest
+    n, m = len(u), CORRECTIONS
+    walls, both_bounded = np.ones(n), np.full(n, 2, np.int32)
+    u, value, gradient = u.copy(), np.array(0.0), np.zeros(n)
+    work = np.zeros((2 * m + 5) * n + (11 * m + 8) * m), np.zeros(3 * n, np.int32)
+    task, line_search = np.zeros(2, np.int32), np.zeros(2, np.int32)
+    saved = np.zeros(4, np.int32), np.zeros(44, np.int32), np.zeros(29)
+    done, first = 0, True
+    while True:
+        arguments = (m, u, -walls, walls, both_bounded, value, gradient, 0.0, 0.0, *work, task, *saved)
+        setulb(*arguments, LINE_SEARCH_STEPS, line_search)
+        if task[0] == EVALUATE:
+            if not first:
+                loss, slope = box.value_and_gradient(u)
+            value, gradient, first = np.array(-factor * loss), -factor * slope, False
+        elif task[0] == NEW_ITERATE:
+            done += 1
+            if done == iterations:
+                return done, "the limit of iterations"
+        else:
+            return done, "no further rise" if task[0] == CONVERGED else "the line search found no rise"
+
+
+def _vertex_ascent(box: _Box, iterations: int, scale: float) -> tuple[int, str]:
+    """Maximise by going, again and again, to the vertex where the linear model is largest; no convex function ever
+    decreases. Return the number of iterations and why it stopped."""
+    u, _, slope = box.start
+    for iteration in range(iterations):
+        vertex = np.where(slope == 0, u, np.sign(slope))
+        if np.array_equal(vertex, u):
+            return iteration, "the vertex is its own best neighbour"
+        u = vertex
+        _, slope = box.value_and_gradient(u)
+    return iterations, "the limit of iterations"
+
+
+SOLVERS = {"lbfgsb": _lbfgsb, "vertex": _vertex_ascent}
