@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -11,12 +14,24 @@ from absl import flags
 from errors import MachineError, UserError
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    import runs
     from data_zoo import DataSet
     from network_zoo import Network
-    from training import Recipe
+    from training import Minimizer, Recipe, Report
 
 FLAGS = flags.FLAGS
 EPOCHS = 100  # what the paper's figures need
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the minimizers: the file that was given, or its recipe, the origin of its training and its distance from
+    the starting point."""
+
+    weights_file: str | None
+    recipe: Recipe | None
+    training: runs.Provenance | None
+    distance_from_start: float | None
 
 
 def define_recipe_flags() -> None:
@@ -111,6 +126,19 @@ class Progress:
         """Report evaluated samples."""
         self._advance(samples, note)
 
+    @contextmanager
+    def job(self, samples: int, label: str) -> Iterator[Report]:
+        """Yield the report function of a job that is expected to evaluate `samples`; the bar ends where that says."""
+        left = samples
+
+        def report(done: int, note: str) -> None:
+            nonlocal left
+            self._advance(min(done, left), f"{label} {note}")
+            left -= min(done, left)
+
+        yield report
+        self._advance(left, label)
+
     def _advance(self, work: int, note: str) -> None:
         self._bar.set_description_str(note, refresh=False)
         self._bar.update(work)
@@ -167,3 +195,42 @@ def recipes(options: flags.FlagValues, network: Network, data: DataSet) -> tuple
         ).check(data)
         for batch_size in (small, large)
     )
+
+
+def train(recipe: Recipe, data: DataSet, options: flags.FlagValues, report: Report) -> tuple[Minimizer, Side]:
+    """Return the stored or newly trained minimizer of a recipe, and how it came about."""
+    import training
+
+    minimizer = training.train(
+        recipe,
+        data,
+        options.run_dir,
+        retrain=options.retrain,
+        test_history=options.test_history,
+        report=report,
+    )
+    return minimizer, Side(None, recipe, minimizer.provenance, minimizer.distance)
+
+
+def experiment(
+    network: Network, data: DataSet, recipes: tuple[Recipe, Recipe], given: list[str], trained: bool
+) -> list[str]:
+    """Return the words that tell an experiment's minimizers from the network's usual ones, for the names of outputs.
+
+    `given` are the weights files that stand for minimizers, `trained` says whether any is trained.
+    """
+    small, large = recipes
+    settings = [
+        (data.name, data.name != network.dataset),
+        (small.definition, small.definition != "repository"),
+        ("-".join(Path(file).name.removesuffix(".weights.h5") for file in given), given),
+    ]
+    if trained:
+        settings += [
+            (f"e{small.epochs}", small.epochs != EPOCHS),
+            (f"sb{small.batch_size}", small.batch_size != network.small_batch(len(data.x_train))),
+            (f"lb{large.batch_size}", large.batch_size != network.large_batch(len(data.x_train))),
+            (f"s{small.seed}", small.seed != 0),
+            (small.precision, small.precision != "float32"),
+        ]
+    return [text for text, differs in settings if differs]

@@ -51,17 +51,6 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two minimizers: the file that was given, or its recipe, the origin of its training and its distance
-    from the starting point."""
-
-    weights_file: str | None
-    recipe: Recipe | None
-    training: runs.Provenance | None
-    distance_from_start: float | None
-
-
-@dataclass(frozen=True)
 class Summary:
     """What the .json file holds. `rms_difference_to_original` compares clipped losses (nats) and accuracies (percent
     points) with the original's at our alphas, where a curve was published."""
@@ -70,8 +59,8 @@ class Summary:
     dataset: str
     definition: str
     curve: str
-    small_batch: Side
-    large_batch: Side
+    small_batch: cli.Side
+    large_batch: cli.Side
     distance_ratio: float | None
     distance_between: float
     rms_difference_to_original: dict[str, float]
@@ -144,44 +133,19 @@ def define_flags() -> None:
 
 def stem(options: flags.FlagValues, network: Network, data: DataSet, recipes: tuple[Recipe, Recipe]) -> str:
     """Return the name of the outputs: the network, and every setting that makes them another experiment's."""
-    small, large = recipes
-    given = [Path(file).name.removesuffix(".weights.h5") for file in weights_files(options) if file]
-    settings = (
-        (options.curve, options.curve != "linear"),
-        (data.name, data.name != network.dataset),
-        (small.definition, small.definition != "repository"),
-        ("-".join(given), given),
-        (f"e{small.epochs}", small.epochs != cli.EPOCHS and len(given) < 2),
-        (f"sb{small.batch_size}", small.batch_size != network.small_batch(len(data.x_train))),
-        (f"lb{large.batch_size}", large.batch_size != network.large_batch(len(data.x_train))),
-        (f"s{small.seed}", small.seed != 0),
-        (small.precision, small.precision != "float32"),
+    path = (
         (f"p{options.points}", options.points != POINTS),
         (f"alpha{options.alpha_min:g}to{options.alpha_max:g}", (options.alpha_min, options.alpha_max) != ALPHAS),
     )
-    return "-".join([network.name, *(text for text, differs in settings if differs)])
+    curve = [options.curve] if options.curve != "linear" else []
+    given = [file for file in weights_files(options) if file]
+    minimizers = cli.experiment(network, data, recipes, given, trained=len(given) < 2)
+    return "-".join([network.name, *curve, *minimizers, *(text for text, differs in path if differs)])
 
 
 def weights_files(options: flags.FlagValues) -> tuple[str | None, str | None]:
     """Return the files given as small-batch and as large-batch minimizer."""
     return options.small_batch_weights, options.large_batch_weights
-
-
-def find_minimizer(
-    recipe: Recipe, data: DataSet, options: flags.FlagValues, report: Callable[[int, str], None]
-) -> tuple[np.ndarray, Side]:
-    """Return the stored or newly trained minimizer of a recipe: its weights (n,) and how it came about."""
-    from training import train
-
-    minimizer = train(
-        recipe,
-        data,
-        options.run_dir,
-        retrain=options.retrain,
-        test_history=options.test_history,
-        report=report,
-    )
-    return minimizer.weights, Side(None, recipe, minimizer.provenance, minimizer.distance)
 
 
 def report_table(ends: list[Point], summary: Summary, published: paper.Accuracy | None) -> str:
@@ -228,7 +192,7 @@ def main(options: flags.FlagValues) -> None:
     recipes = cli.recipes(options, network, data)
     model = recipes[0].build(data)
     given = {
-        label: (read_weights(model, file), Side(file, None, None, None))
+        label: (read_weights(model, file), cli.Side(file, None, None, None))
         for label, file in zip(("SB", "LB"), weights_files(options), strict=True)
         if file
     }
@@ -243,10 +207,10 @@ def main(options: flags.FlagValues) -> None:
 
     evaluated = len(all_alphas) * (len(data.x_train) + len(data.x_test))
     with cli.Progress(trained=sum(samples for _, samples in to_train.values()), evaluated=evaluated) as progress:
-        found = given | {
-            label: find_minimizer(recipe, data, options, progress.training(f"{network.name} {label}"))
-            for label, (recipe, _) in to_train.items()
-        }
+        found = dict(given)
+        for label, (recipe, _) in to_train.items():
+            minimizer, side = cli.train(recipe, data, options, progress.training(f"{network.name} {label}"))
+            found[label] = minimizer.weights, side
         (x_small, small), (x_large, large) = found["SB"], found["LB"]
         train, test = Objective(model, data.x_train, data.y_train), Objective(model, data.x_test, data.y_test)
         everything = parametric_curve(train, test, x_small, x_large, all_alphas, options.curve, progress.evaluating)

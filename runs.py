@@ -134,14 +134,12 @@ def read_csv(path: str | Path, row_type: type) -> list:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path, remedy: str = "delete it, or train anew with --retrain") -> Iterator[None]:
     """Turn whatever goes wrong while a stored run is read into one `UserError` that says how to go on."""
     try:
         yield
     except Exception as error:  # damaged files make libraries raise nearly anything
-        raise UserError(
-            f"The stored run {path} is damaged ({error}); delete it, or train anew with --retrain."
-        ) from error
+        raise UserError(f"The stored run {path} is damaged ({error}); {remedy}.") from error
 
 
 def check_writable(*directories: str | Path) -> None:
