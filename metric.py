@@ -74,10 +74,11 @@ def sharpness(
     the box |y_i| <= eps (|(A^+ w)_i| + 1).
 
     `subspace` is A (Table 4), or None for the full space, A = I (Table 3). `solver` is "lbfgsb" for SciPy's L-BFGS-B,
-    or "vertex" for iterated vertex ascent. Values hardly depend on `scale` between 100 and 10,000.
+    or "vertex" for iterated vertex ascent. Between 100 and 10,000 `scale` hardly matters, unless so few iterations end
+    where the loss is just rising.
 
-    For small eps the loss is f(w) + y'Hy/2, H its Hessian, and the value scales with eps^2 and lies between
-    50 L / (1 + f(w)) with L from `quadratic_bounds` of the largest eigenvalue of H.
+    At a minimizer and for small eps the loss is f(w) + y'Hy/2, H its Hessian. The value then grows with eps^2, and
+    100 / (1 + f(w)) times the `quadratic_bounds` of the largest eigenvalue of H lie below and above it.
 
     Raises `UserError` for a bad setting, a minimizer that is not finite or of another size than A, and a loss that is
     not finite somewhere in the box.
@@ -175,14 +176,14 @@ def _lbfgsb(box: _Box, iterations: int, scale: float) -> tuple[int, str]:
         return 0, "the loss has no slope"
     factor = scale / steepest
     n, m = len(u), CORRECTIONS
-    walls, both_bounded = np.ones(n), np.full(n, 2, np.int32)
+    lower, upper, both_bounded = -np.ones(n), np.ones(n), np.full(n, 2, np.int32)
     u, value, gradient = u.copy(), np.array(0.0), np.zeros(n)
     work = np.zeros((2 * m + 5) * n + (11 * m + 8) * m), np.zeros(3 * n, np.int32)
     task, line_search = np.zeros(2, np.int32), np.zeros(2, np.int32)
     saved = np.zeros(4, np.int32), np.zeros(44, np.int32), np.zeros(29)
     done, first = 0, True
     while True:
-        arguments = (m, u, -walls, walls, both_bounded, value, gradient, 0.0, 0.0, *work, task, *saved)
+        arguments = (m, u, lower, upper, both_bounded, value, gradient, 0.0, 0.0, *work, task, *saved)
         setulb(*arguments, LINE_SEARCH_STEPS, line_search)
         if task[0] == EVALUATE:
             if not first:

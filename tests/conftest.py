@@ -34,3 +34,14 @@ def run_python(*arguments: str | Path, **settings) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, *map(str, arguments)], **({"cwd": ROOT, "capture_output": True, "text": True} | settings)
     )
+
+
+def refused(done: subprocess.CompletedProcess, words: str, tmp_path: Path) -> None:
+    """Check that a command ended as a user's mistake should: one sentence with `words`, and nothing done."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert words in last
+    assert done.stdout == ""
+    assert not list(tmp_path.rglob("*.weights.h5")), "nothing is trained before the mistake is found"

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 from scipy.special import log_softmax, softmax
 
@@ -121,6 +122,77 @@ def test_curvature_through_batch_statistics_against_differences():
         forward, backward = (objective.value_and_gradient(w + step * v)[1] for step in (1e-2, -1e-2))
         product = objective.hessian_vector_product(w, v)
         np.testing.assert_allclose(product, (forward - backward) / 2e-2, atol=2e-3 * abs(product).max())
+
+
+@pytest.fixture(scope="module")
+def small_network():
+    """A network of one smooth hidden layer, its objective, and its loss written by hand in float64."""
+    data = data_zoo.load("digits", "unused")
+    x, y = data.x_test.reshape(-1, 64)[:, 20:28], data.y_test
+    layers = [keras.Input((8,)), keras.layers.Dense(5, "tanh"), keras.layers.Dense(10)]
+    objective = Objective(keras.Sequential(layers), x, y, chunk=100)
+    inputs = x / 255
+
+    def loss(w):
+        hidden = tf.tanh(inputs @ tf.reshape(w[:40], (8, 5)) + w[40:45])
+        logits = hidden @ tf.reshape(w[45:95], (5, 10)) + w[95:]
+        return tf.reduce_mean(tf.reduce_logsumexp(logits, 1) - tf.gather(logits, y, batch_dims=1))
+
+    return objective, loss, RNG.normal(0, 0.5, 105)
+
+
+def test_gradient_of_a_small_network_against_differences_in_float64(small_network):
+    objective, loss, w = small_network
+    steps = 1e-6 * np.eye(len(w))
+    differences = [(loss(w + step) - loss(w - step)) / 2e-6 for step in steps]
+    value, gradient = objective.value_and_gradient(w)
+    assert value == pytest.approx(float(loss(w)), rel=1e-6)
+    np.testing.assert_allclose(gradient, differences, atol=1e-6)
+
+
+def test_hessian_vector_products_of_a_small_network_against_its_explicit_hessian(small_network):
+    objective, loss, w = small_network
+    point = tf.constant(w)
+    with tf.GradientTape() as outer:
+        outer.watch(point)
+        with tf.GradientTape() as inner:
+            inner.watch(point)
+            value = loss(point)
+        gradient = inner.gradient(value, point)
+    hessian = outer.jacobian(gradient, point).numpy()
+    assert abs(hessian - hessian.T).max() < 1e-12
+    products = [objective.hessian_vector_product(w, unit) for unit in np.eye(len(w))]
+    np.testing.assert_allclose(products, hessian, atol=2e-6)
+
+
+def test_softmax_outputs_give_the_loss_of_their_logits(regression):
+    logits, x, y, w, _ = regression
+    probabilities = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, "softmax")])
+    expected, found = Objective(logits, x, y), Objective(probabilities, x, y, outputs="softmax")
+    assert found.value(w) == pytest.approx(expected.value(w), rel=1e-6)
+    np.testing.assert_allclose(found.value_and_gradient(w)[1], expected.value_and_gradient(w)[1], atol=1e-6)
+    v = RNG.normal(size=650)
+    products = (each.hessian_vector_product(w, v) for each in (found, expected))
+    np.testing.assert_allclose(*products, atol=1e-5)
+    far, slope = found.value_and_gradient(1e4 * w)  # probabilities underflow to 0, where the gradient ends
+    assert np.isfinite(far)
+    assert np.isfinite(slope).all()
+
+
+def test_what_does_not_fit_together(regression):
+    model, x, y, _, _ = regression
+    softmax = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, "softmax")])
+    for arguments, settings, words in (
+        ((softmax, x, y), {}, "are probabilities that add up to 1; state outputs='softmax'"),
+        ((model, x, y), {"outputs": "softmax"}, "are not probabilities that add up to 1; state outputs='logits'"),
+        ((model, x, y), {"outputs": "sigmoid"}, "logits or softmax, not 'sigmoid'"),
+        ((model, x, y + 1), {}, "labels run from 1 to 10"),
+        ((model, x, np.eye(10)[y]), {}, r"one class number for each of the 1,500 samples"),
+        ((model, x[:-1], y), {}, r"one class number for each of the 1,499 samples"),
+        ((model, x[:0], y[:0]), {}, "one class number"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Objective(*arguments, **settings)
 
 
 def test_the_clipped_loss_is_keras_1s():

@@ -4,7 +4,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, refused, run_python
 
 import network_zoo
 import paper
@@ -189,16 +189,6 @@ BAD_INPUT = [
     (("-n", "F1", "--dataset=digits", "--result_dir", ROOT / "README.md"), "cannot be written to"),
     (("-n", "F1", "--dataset=digits", "--run_dir", ROOT / "README.md"), "cannot be written to"),
 ]
-
-
-def refused(done, words, tmp_path):
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("Error: ")
-    assert words in last
-    assert done.stdout == ""
-    assert not list(tmp_path.rglob("*.weights.h5")), "nothing is trained before the mistake is found"
 
 
 @pytest.mark.parametrize(("arguments", "words"), BAD_INPUT)

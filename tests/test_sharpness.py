@@ -1,0 +1,217 @@
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, refused, run_python
+
+import network_zoo
+import paper
+from measurements import Measured, Measurement
+from metric import SharpnessResult
+from objective import write_weights
+from runs import provenance
+from sharpness import comparison, published, values
+
+JOB = ("-n", "F1", "--dataset=digits", "--epochs=1", "--iterations=3", "--dimension=4", "--trials=2")
+NAME = "F1-sharpness-digits-e1-d4-t2-i3"
+
+
+def arguments(tmp_path, *given):
+    return "sharpness.py", *(f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "result")), *given
+
+
+@pytest.fixture
+def run_sharpness(tmp_path):
+    """Run the script with all its folders in tmp_path."""
+    return lambda *given: run_python(*arguments(tmp_path, *given))
+
+
+def kept(tmp_path):
+    return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "sharpness").glob("F1*.json")}
+
+
+def results(path):
+    measured = json.loads(path.read_text())["results"]
+    return {
+        (label, *(each["measurement"][name] for name in ("space", "epsilon", "trial"))): each["result"]["value"]
+        for label, those in measured.items()
+        for each in those
+    }
+
+
+def test_the_whole_job_on_digits_killed_and_continued(run_sharpness, tmp_path):
+    """A measurement that was made is not made again, whether the command ended or was killed."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments(tmp_path, *JOB)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while len(kept(tmp_path)) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = kept(tmp_path)
+    assert not list((tmp_path / "result").glob("F1*")), "killed before the end"
+
+    done = run_sharpness(*JOB)
+    assert done.returncode == 0, done.stderr
+    after = kept(tmp_path)
+    assert len(before) >= 3
+    assert len(after) == 2 * (2 + 2 * 2)  # two minimizers: two eps in the full space and in each of two subspaces
+    assert before.items() <= after.items()
+    found = results(tmp_path / "result" / f"{NAME}.json")
+    assert len(found) == 12
+    with open(tmp_path / "result" / f"{NAME}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    for row in rows:
+        trials = [
+            value for key, value in found.items() if key[:3] == (row["minimizer"], row["space"], float(row["epsilon"]))
+        ]
+        assert float(row["mean"]) == pytest.approx(np.mean(trials))
+        assert row["trials"] == str(len(trials)) == ("1" if row["space"] == "full" else "2")
+        assert row["paper_mean"] == ""  # of MNIST, not of the digits
+        assert f"{float(row['mean']):.4g}" in done.stdout
+    assert "rows that are resolved" in done.stdout
+    assert "the limit of iterations" in done.stdout
+
+    assert run_sharpness(*JOB).returncode == 0
+    assert kept(tmp_path) == after
+    assert results(tmp_path / "result" / f"{NAME}.json") == found
+
+
+def test_a_given_minimizer_by_both_solvers(run_sharpness, tmp_path):
+    write_weights(network_zoo.get("F1").build(seed=1), tmp_path / "mine.weights.h5")
+    given = ("-n", "F1", "--dataset=digits", "--weights", tmp_path / "mine.weights.h5", "--eps=5e-4", "--space=full")
+    done = run_sharpness(*given, "--solver=both", "--iterations=2")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "result" / "F1-sharpness-digits-mine-eps0.0005-full-both-i2.json"
+    summary = json.loads(path.read_text())
+    assert list(summary["results"]) == ["given"]
+    assert [each["result"]["solver"] for each in summary["results"]["given"]] == ["lbfgsb", "vertex"]
+    assert summary["minimizers"]["given"]["weights_file"].endswith("mine.weights.h5")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["sharpness"], "nothing is trained"
+
+    damaged = next((tmp_path / "run" / "sharpness").iterdir())
+    damaged.write_text("{")
+    done = run_sharpness(*given, "--solver=both", "--iterations=2")
+    assert done.returncode == 2
+    assert f"{damaged} is damaged" in done.stderr
+    assert "delete it" in done.stderr
+
+
+def test_curvature_on_digits(run_sharpness, tmp_path):
+    done = run_sharpness("-n", "F1", "--dataset=digits", "--epochs=1", "--curvature", "--dimension=3", "--eps=1e-3")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "result" / "F1-curvature-digits-e1-eps0.001-d3.json").read_text())
+    assert summary["samples"] == 1500
+    for label in ("SB", "LB"):
+        curvature = summary["results"][label]
+        assert len(curvature["eigenvalues"]) == 5
+        assert len(curvature["projection"]["ritz_values"]) == 3
+        assert curvature["eigenvalues"][0] > max(curvature["projection"]["ritz_values"])
+        assert f"{curvature['eigenvalues'][0]:.4g}" in done.stdout
+    assert "about 5 % of the space" in done.stdout
+
+
+def test_the_example_of_the_readme():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    example = next(block for block in blocks if "from sharpness import sharpness" in block)
+    done = run_python("-c", example)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"Metric 2.1: \d\S* %, found in \d+ evaluations\n", done.stdout)
+
+
+def measured(value, label="full", eps=1e-3, **settings):
+    at = Measurement("F1", "repository", "mnist", "d", "w", eps, "lbfgsb", 10, label, **settings)
+    return Measured(at, SharpnessResult(value, 0.0, 0.0, eps, 100, "lbfgsb", 1, 1, "", 0.0, 0.0, 0.0), provenance())
+
+
+def test_rows_over_trials():
+    network = network_zoo.get("F1")
+    drawn = [measured(value, "random", dimension=100, trial=trial) for trial, value in enumerate((1.0, 2.0, 6.0))]
+    full, random = values([measured(7.0), *drawn], "LB", network)
+    assert (full.trials, full.mean, full.deviation) == (1, 7.0, None)
+    assert (full.paper_mean, full.paper_deviation) == (205.14, 69.52)
+    assert (random.trials, random.mean, random.deviation) == (3, 3.0, np.std([1, 2, 6], ddof=1))
+    assert random.paper_mean == 9.22
+    assert str(random) == "3 ± 2.6"
+    (unresolved,) = values([drawn[0], measured(None, "random", dimension=100, trial=9)], "LB", network)
+    assert (unresolved.mean, str(unresolved)) == (None, "not resolved")
+
+
+def test_the_claim_counts_rows_that_are_resolved():
+    network = network_zoo.get("F1")
+    small = values([measured(1.0), measured(3.0, eps=5e-4), measured(None, "random", dimension=100)], "SB", network)
+    large = values([measured(2.0), measured(2.0, eps=5e-4), measured(2.0, "random", dimension=100)], "LB", network)
+    text = comparison(small, large)
+    assert "LB is sharper than SB in 1 of the 2 rows that are resolved." in text
+    assert "1.23 ± 0.83" in text
+    assert "205.14 ± 69.52" in text
+    assert "not resolved" in text
+
+
+def test_the_paper_is_set_beside_what_it_measured_only():
+    network = network_zoo.get("F1")
+    assert published(measured(1.0).measurement, "SB", network) == paper.TABLE_3["F1", 1e-3].small
+    random = measured(1.0, "random", 5e-4, dimension=100, manifold="normal", trial=0).measurement
+    assert published(random, "LB", network) == paper.TABLE_4["F1", 5e-4].large
+    assert published(random, "given", network) is None
+    assert published(measured(1.0, eps=2e-3).measurement, "SB", network) is None
+    assert published(measured(1.0, "random", dimension=50).measurement, "SB", network) is None
+    assert published(measured(1.0).measurement, "SB", network_zoo.get("C1")) is None
+
+
+DIGITS = ("-n", "F1", "--dataset=digits")
+BAD_INPUT = [
+    ((), "Name the network"),
+    ((*DIGITS, "--eps=0"), "must be a number above 0, not 0"),
+    ((*DIGITS, "--eps=1e-3", "--eps=-5e-4"), "must be a number above 0, not -0.0005"),
+    ((*DIGITS, "--eps=nan"), "not nan"),
+    ((*DIGITS, "--eps=small"), "--eps"),
+    ((*DIGITS, "--scale=0"), "--scale must be a number above 0"),
+    ((*DIGITS, "--space=half"), "no --space 'half'"),
+    ((*DIGITS, "--space="), "no --space ''"),
+    ((*DIGITS, "--solver=adam"), "lbfgsb|vertex|both"),
+    ((*DIGITS, "--manifold=sphere"), "normal|uniform|orthonormal"),
+    ((*DIGITS, "--trials=0"), "--trials=0"),
+    ((*DIGITS, "--iterations=0"), "--iterations=0"),
+    ((*DIGITS, "--dimension=0"), "--dimension=0"),
+    ((*DIGITS, "--dimension=1462795"), "between 1 and 1,462,794 dimensions, not 1,462,795"),
+    ((*DIGITS, "--curvature", "--dimension=2000000"), "between 1 and 1,462,794 dimensions"),
+    ((*DIGITS, "--weights=nowhere.weights.h5"), "no weights file nowhere.weights.h5"),
+    ((*DIGITS, "--weights", ROOT / "LICENSE"), "not named as Keras names"),
+    ((*DIGITS, "--result_dir", ROOT / "README.md"), "cannot be written to"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), BAD_INPUT)
+def test_bad_input(run_sharpness, tmp_path, given, words):
+    refused(run_sharpness(*given), words, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["of another network", "not finite"])
+def test_bad_weights(run_sharpness, tmp_path, kind):
+    model = network_zoo.get("C1" if kind == "of another network" else "F1").build()
+    if kind == "not finite":
+        model.trainable_variables[0].assign(np.full((784, 512), np.nan))
+    path = tmp_path / "bad.weights.h5"
+    write_weights(model, path)
+    done = run_sharpness(*DIGITS, "--weights", path)
+    assert done.returncode == 2
+    assert {"of another network": "does not hold the weights of this F1", "not finite": "not finite"}[
+        kind
+    ] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_box_too_large_for_float32(run_sharpness, tmp_path):
+    write_weights(network_zoo.get("F1").build(), tmp_path / "mine.weights.h5")
+    done = run_sharpness(*DIGITS, "--weights", tmp_path / "mine.weights.h5", "--eps=1e38")
+    assert done.returncode == 2
+    assert "not finite within epsilon 1e+38" in done.stderr
+    assert "Traceback" not in done.stderr
