@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,12 +56,13 @@ def define_recipe_flags() -> None:
     flags.DEFINE_boolean("retrain", False, "Train anew, whatever is stored.", **group)
 
 
-def define_folder_flags() -> None:
-    """Define the flags that say where data, trained weights and results live."""
+def define_folder_flags(figures: bool = True) -> None:
+    """Define the flags that say where data, trained weights, results and, if there are any, figures live."""
     group = {"module_name": "Folders"}
     flags.DEFINE_string("data_dir", "data", "Data sets, as <name>.npz.", **group)
     flags.DEFINE_string("run_dir", "runs", "Trained minimizers, reused by the same recipe.", **group)
-    flags.DEFINE_string("figure_dir", "Figures", "Figures, as .pdf and .png.", **group)
+    if figures:
+        flags.DEFINE_string("figure_dir", "Figures", "Figures, as .pdf and .png.", **group)
     flags.DEFINE_string("result_dir", "results", "Numbers, as .csv and .json.", **group)
 
 
@@ -80,7 +82,7 @@ def run(main: Callable[[flags.FlagValues], None], define_flags: Callable[[], Non
     except MachineError as error:
         _exit(1, f"Error: {error}")
     except KeyboardInterrupt:
-        _exit(130, "Interrupted; the same command, without --retrain, continues from the last finished epoch.")
+        _exit(130, "Interrupted; the same command, without --retrain, continues from what is kept.")
 
 
 def _parse() -> list[str]:
@@ -128,7 +130,7 @@ class Progress:
 
     @contextmanager
     def job(self, samples: int, label: str) -> Iterator[Report]:
-        """Yield the report function of a job that is expected to evaluate `samples`; the bar ends where that says."""
+        """Yield the report function of a job of about `samples` evaluations; the bar advances by just these."""
         left = samples
 
         def report(done: int, note: str) -> None:
@@ -219,11 +221,17 @@ def experiment(
 
     `given` are the weights files that stand for minimizers, `trained` says whether any is trained.
     """
+
+    def label(file: str) -> str:
+        return (
+            f"{Path(file).name.removesuffix('.weights.h5')}-{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]}"
+        )
+
     small, large = recipes
     settings = [
         (data.name, data.name != network.dataset),
         (small.definition, small.definition != "repository"),
-        ("-".join(Path(file).name.removesuffix(".weights.h5") for file in given), given),
+        ("-".join(map(label, given)), given),
     ]
     if trained:
         settings += [

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 from scipy.linalg import eigvalsh
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 import metric
 from errors import MachineError, UserError
@@ -21,8 +21,8 @@ EIGENVALUES, DIRECTIONS = 5, 100  # how many to compute, and to sample
 STEEP = 0.1  # a direction is steep where the loss rises by this share of the largest rise in the box
 TOLERANCE = 1e-3  # relative, of eigenvalues
 
-Report = Callable[[int, str], None]  # receives the passes over the data since the last report, and a note
-PASSES = {"loss": 1, "gradient": 3, "product": 9}  # what each costs, in forward passes
+PASSES = {"loss": 1, "gradient": 3, "product": 9}  # what each costs, in forward passes over the data
+Report = Callable[[int, str], None]  # receives the passes since the last report, and a note
 
 
 class Function(Protocol):
@@ -39,6 +39,7 @@ class Projection:
     a'Ha / a'a along each column; and estimates, where the columns are independent and normal, of the traces of H and
     of H^2."""
 
+    manifold: str
     ritz_values: list[float]
     directional: list[float]
     trace: float | None
@@ -46,8 +47,8 @@ class Projection:
 
     @property
     def effective_dimensions(self) -> float | None:
-        """tr(H)^2 / tr(H^2): the number of equal eigenvalues that would have these traces."""
-        return None if self.trace is None else self.trace**2 / self.trace_of_square
+        """tr(H)^2 / tr(H^2): as many equal eigenvalues, and zeros else, would have these traces."""
+        return self.trace**2 / self.trace_of_square if self.trace_of_square else None
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Curvature:
 
     `eigenvalues` are the largest of the Hessian, descending. `sharpness` is Metric 2.1 in the full space by vertex
     ascent, `sharpness_bounds` (percent) what the largest eigenvalue alone says of it for small eps. `rises` are
-    100 (f(w + y) - f(w)) / (1 + f(w)) at random vertices y of the same box, `steep_share` the share (percent) of them
-    that rise by more than a tenth of the sharpness; None where the sharpness is not resolved.
+    100 (f(w + y) - f(w)) / (1 + f(w)) at random vertices y of the same box, `steep_share` the share (percent) of these
+    that rise by more than a tenth of the sharpness; None where the sharpness is not resolved. Of the dimensions in
+    which the loss is steep, `projection.effective_dimensions` tells more: a random vertex has a part in all of them.
     """
 
     size: int
@@ -132,7 +134,7 @@ def hessian_operator(objective: Function, w: np.ndarray, report: Report = lambda
 def largest_eigenvalues(hessian: LinearOperator, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the `count` largest eigenvalues, descending, and their unit vectors, (n, count), by Lanczos iterations.
 
-    Raises `UserError` unless 1 <= count < n, and `MachineError` when the iterations do not converge.
+    Raises `UserError` unless 1 <= count < n, and `MachineError` when the iterations come to nothing.
     """
     n = hessian.shape[0]
     if not 1 <= count < n:
@@ -140,8 +142,11 @@ def largest_eigenvalues(hessian: LinearOperator, count: int) -> tuple[np.ndarray
     start = np.random.default_rng(0).standard_normal(n)
     try:
         values, vectors = eigsh(hessian, count, which="LA", v0=start, tol=TOLERANCE, maxiter=50)
-    except ArpackNoConvergence as error:
-        raise MachineError(f"The Lanczos iteration for {count} eigenvalues did not converge; ask for fewer.") from error
+    except ArpackError as error:
+        raise MachineError(
+            f"The Lanczos iterations for {count} eigenvalues failed; ask for fewer, or elsewhere than where the loss "
+            f"is flat ({error})."
+        ) from error
     order = np.argsort(values)[::-1]
     return values[order], vectors[:, order]
 
@@ -159,6 +164,7 @@ def project(hessian: LinearOperator, subspace: RandomSubspace) -> Projection:
     directional = np.diag(symmetric) / np.diag(subspace.gram)
     normal = subspace.manifold == "normal"
     return Projection(
+        subspace.manifold,
         ritz.tolist(),
         directional.tolist(),
         trace=float(np.trace(symmetric) / p) if normal else None,

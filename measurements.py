@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -69,6 +70,8 @@ def stored(run_dir: str | Path, measurement: Measurement) -> Measured | None:
         return None
     with runs.reading(path, "delete it"):
         kept = json.loads(path.read_text())
+        if kept["measurement"] != dataclasses.asdict(measurement):
+            raise ValueError("it holds another measurement")
         return Measured(measurement, SharpnessResult(**kept["result"]), runs.Provenance(**kept["provenance"]))
 
 
@@ -78,10 +81,14 @@ def measure(
     measurement: Measurement,
     subspace: RandomSubspace | None,
     run_dir: str | Path,
+    origin: runs.Provenance,
     report: Callable[[str], None],
 ) -> Measured:
-    """Make a measurement of the minimizer `w`, shape (n,), in `measurement.subspace(n)`, and keep it in `run_dir`."""
-    origin, began = runs.provenance(), time.monotonic()
+    """Make a measurement of the minimizer `w`, shape (n,), in `measurement.subspace(n)`, and keep it in `run_dir`.
+
+    `origin` describes the process, as it was at its start.
+    """
+    began = time.monotonic()
     result = sharpness(
         objective,
         w,

@@ -74,14 +74,14 @@ def sharpness(
     the box |y_i| <= eps (|(A^+ w)_i| + 1).
 
     `subspace` is A (Table 4), or None for the full space, A = I (Table 3). `solver` is "lbfgsb" for SciPy's L-BFGS-B,
-    or "vertex" for iterated vertex ascent. Between 100 and 10,000 `scale` hardly matters, unless so few iterations end
-    where the loss is just rising.
+    or "vertex" for iterated vertex ascent. `scale`, the largest slope that L-BFGS-B sees at the start, hardly matters
+    between 100 and 10,000 once the iterations suffice for convergence.
 
-    At a minimizer and for small eps the loss is f(w) + y'Hy/2, H its Hessian. The value then grows with eps^2, and
-    100 / (1 + f(w)) times the `quadratic_bounds` of the largest eigenvalue of H lie below and above it.
+    At an exact minimizer, in the full space and for small eps, the loss is f(w) + y'Hy/2 with H its Hessian: the value
+    grows with eps^2, and 100 / (1 + f(w)) times the `quadratic_bounds` of H's largest eigenvalue enclose it.
 
     Raises `UserError` for a bad setting, a minimizer that is not finite or of another size than A, and a loss that is
-    not finite somewhere in the box.
+    not finite in the box, or not above -1 at its centre.
     """
     if not (np.isfinite(eps) and eps > 0):
         raise UserError(f"Epsilon, the half-width of the box, must be a number above 0, not {eps:g}.")
@@ -89,7 +89,7 @@ def sharpness(
         raise UserError(f"There is no solver '{solver}'; choose one of {', '.join(SOLVERS)}.")
     if iterations < 1 or not (np.isfinite(scale) and scale > 0):
         raise UserError("A maximisation needs at least 1 iteration and a scale above 0.")
-    if np.ndim(w) != 1 or not np.isfinite(w).all():
+    if np.ndim(w) != 1 or len(w) == 0 or not np.isfinite(w).all():
         raise UserError("A minimizer is one flat vector of finite weights; see objective.flat_weights.")
     if subspace is not None and subspace.shape[0] != len(w):
         raise UserError(f"The subspace is of {subspace.shape[0]:,} weights, the minimizer has {len(w):,}.")
@@ -121,8 +121,9 @@ def half_widths(w: np.ndarray, eps: float, subspace: RandomSubspace | None = Non
 def quadratic_bounds(eigenvalue: float, eigenvector: np.ndarray, half_widths: np.ndarray) -> tuple[float, float]:
     """Return bounds on max y'Hy/2 over the box |y_i| <= half_widths_i, all of shape (n,), from H's largest eigenvalue.
 
-    From below, the way along its eigenvector to the wall; from above, the ball around the box.
+    From below, the way along its eigenvector to the wall; from above, the ball around the box; 0 where it is negative.
     """
+    eigenvalue = max(eigenvalue, 0.0)
     lower = eigenvalue / 2 * np.min(half_widths / np.maximum(np.abs(eigenvector), np.finfo(float).tiny)) ** 2
     return float(lower * np.sum(eigenvector**2)), float(eigenvalue / 2 * np.sum(half_widths**2))
 
@@ -142,8 +143,10 @@ class _Box:
         self.best = -np.inf
         centre = np.zeros(len(self.half_widths))
         self.loss, slope = self.value_and_gradient(centre)
+        if not self.loss > -1:
+            raise UserError(f"Metric 2.1 needs a loss above -1 at the minimizer, not {self.loss:g}.")
         self.start = centre, self.loss, slope
-        if not slope.any():  # no way leads up from here, so start from a random point instead
+        if not slope.any():  # the slope gives no direction, so start from a random point instead
             point = np.random.default_rng(0).uniform(-1, 1, len(centre))
             self.start = point, *self.value_and_gradient(point)
 
@@ -156,7 +159,8 @@ class _Box:
         self.objective_seconds += time.perf_counter() - began
         self.evaluations += 1
         if not (np.isfinite(loss) and np.isfinite(gradient).all()):
-            raise UserError(f"The loss is not finite within epsilon {self.eps:g} of the minimizer; give a smaller one.")
+            remedy = "give a smaller one" if self.evaluations > 1 else "it is not so at the minimizer itself either"
+            raise UserError(f"The loss is not finite within epsilon {self.eps:g} of the minimizer; {remedy}.")
         if loss > self.best:
             self.best, self.best_u = loss, u.copy()
         self._report(f"loss {loss:.4g}, largest {self.best:.4g}")
@@ -198,8 +202,8 @@ def _lbfgsb(box: _Box, iterations: int, scale: float) -> tuple[int, str]:
 
 
 def _vertex_ascent(box: _Box, iterations: int, scale: float) -> tuple[int, str]:
-    """Maximise by going, again and again, to the vertex where the linear model is largest; no convex function ever
-    decreases. Return the number of iterations and why it stopped."""
+    """Maximise by going, again and again, to the vertex where the linear model is largest; a convex function never
+    decreases on the way. Return the number of iterations and why it stopped."""
     u, _, slope = box.start
     for iteration in range(iterations):
         vertex = np.where(slope == 0, u, np.sign(slope))

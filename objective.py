@@ -97,7 +97,8 @@ class Objective:
     def _tensor(self, w: np.ndarray) -> tf.Tensor:
         if np.shape(w) != (self.size,):
             raise UserError(f"The model has {self.size:,} trainable weights, the vector given has {np.size(w):,}.")
-        return tf.constant(w, tf.float32)
+        with np.errstate(over="ignore"):  # too far is infinitely far, and makes a loss that is not finite
+            return tf.constant(np.asarray(w, np.float32))
 
     def _check(self, x: np.ndarray, y: np.ndarray) -> None:
         """Raise `UserError` unless a few samples pass through the model as stated."""
@@ -108,14 +109,22 @@ class Objective:
                 f"The labels must be one class number for each of the {len(x):,} samples, in the shape ({len(x)},), "
                 f"not {np.shape(y)}."
             )
-        few = self.model(pixels(tf.constant(x[:32])), training=False).numpy()
+        if np.any(np.asarray(y).astype(np.int32) != y):
+            raise UserError("The labels must be class numbers: 0, 1, 2 and so on.")
+        if any(layer.compute_dtype not in ("float32", "float64") for layer in self.model.layers):
+            raise UserError("The model must compute in float32: sharpness is finer than what half precision resolves.")
+        try:
+            few = np.asarray(self.model(pixels(tf.constant(x[:32])), training=False))
+        except Exception as error:  # Keras raises nearly anything for samples of another shape or type
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"The model does not take samples of the shape {np.shape(x)[1:]}: {reason}") from error
         if few.ndim != 2 or np.min(y) < 0 or np.max(y) >= few.shape[1]:
             raise UserError(
                 f"The labels run from {np.min(y)} to {np.max(y)} and the outputs for {len(few)} samples have the shape "
                 f"{few.shape}; the model must have an output for each class."
             )
         probabilities = bool((few >= 0).all() and np.allclose(few.sum(axis=1), 1, atol=1e-3))
-        if probabilities != (self.outputs == "softmax"):
+        if np.isfinite(few).all() and probabilities != (self.outputs == "softmax"):
             seems, other = ("softmax", "are") if probabilities else ("logits", "are not")
             raise UserError(
                 f"The model's outputs {other} probabilities that add up to 1; state outputs='{seems}', or change the "

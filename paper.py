@@ -76,7 +76,8 @@ TABLE_4 = {  # random subspaces of dimension 100, by network and epsilon
     ("C4", 5e-4): Sharpness(Published(1.89, 0.33), Published(19.85, 4.12)),
 }
 
-# Section 2.2.2: the loss around a large-batch minimizer rises steeply in about this share of the space (percent).
+# Section 2.2.2: the loss around a large-batch minimizer rises steeply only in a subspace of about this share of the
+# dimensions (percent).
 STEEP_SHARE = 5.0
 
 # Section 3: ||x_S - x_0|| / ||x_L - x_0|| was observed in this range.

@@ -139,7 +139,7 @@ def reading(path: Path, remedy: str = "delete it, or train anew with --retrain")
     try:
         yield
     except Exception as error:  # damaged files make libraries raise nearly anything
-        raise UserError(f"The stored run {path} is damaged ({error}); {remedy}.") from error
+        raise UserError(f"The stored {path} is damaged ({error}); {remedy}.") from error
 
 
 def check_writable(*directories: str | Path) -> None:

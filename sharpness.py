@@ -2,7 +2,8 @@
 
 Trains a network with small-batch and with large-batch ADAM, or reuses what is trained, and measures Metric 2.1 of both
 minimizers over the whole training set, in the full space and in random subspaces, beside the paper's values. Each
-measurement is kept and reused. With --curvature it looks at the Hessian instead.
+measurement is kept and reused. With --curvature it looks at the Hessian and the loss around instead, over the first
+10,000 training samples unless told otherwise.
 
     python sharpness.py -n C2 --eps 5e-4
     python sharpness.py -n F1 --solver=both --trials=5
@@ -24,11 +25,11 @@ from absl import flags
 
 import cli
 import measurements
-import paper
 import runs
 from errors import UserError
 from measurements import Measured, Measurement
 from metric import ITERATIONS, SCALE, SOLVERS, SharpnessResult, sharpness
+from sharpness_tables import DIMENSION, comparison, curvature_table, detail_table, values
 from subspace import MANIFOLDS, RandomSubspace, check_dimension
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
@@ -40,55 +41,22 @@ if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
 
 __all__ = ["SharpnessResult", "sharpness"]
 
-EPSILONS, SPACES, DIMENSION = (1e-3, 5e-4), ("full", "random"), 100  # as in the paper
+EPSILONS, SPACES = (1e-3, 5e-4), ("full", "random")  # as in the paper
 CURVATURE_SAMPLES = 10_000
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A row of the table: how Metric 2.1 is measured, apart from where and with which A."""
-
-    space: str
-    epsilon: float
-    solver: str
-
-    @classmethod
-    def of(cls, measured: Measured) -> Setting:
-        """Return the row that a measurement belongs to."""
-        return cls(measured.measurement.space, measured.measurement.epsilon, measured.measurement.solver)
-
-
-@dataclass(frozen=True)
-class Value:
-    """A row of the .csv file: Metric 2.1 (percent) of one minimizer, mean and sample deviation over the trials, and the
-    paper's. None where a trial is not resolved in float32, where there is one trial, where nothing was published."""
-
-    minimizer: str
-    space: str
-    epsilon: float
-    solver: str
-    trials: int
-    mean: float | None
-    deviation: float | None
-    paper_mean: float | None
-    paper_deviation: float | None
-
-    def __str__(self) -> str:
-        if self.mean is None:
-            return "not resolved"
-        return f"{self.mean:.4g}" + ("" if self.deviation is None else f" ± {self.deviation:.2g}")
 
 
 @dataclass(frozen=True)
 class Summary:
     """What the .json file holds: by minimizer, its origin and its measurements, or with --curvature its curvature, over
-    the first `samples` training samples."""
+    the first `samples` training samples. `weights` are the digests of the minimizers."""
 
     network: str
     dataset: str
+    data_digest: str
     definition: str
     samples: int
     minimizers: dict[str, cli.Side]
+    weights: dict[str, str]
     results: dict[str, list[Measured]] | dict[str, Curvature]
     data_source: str
     provenance: runs.Provenance
@@ -107,11 +75,13 @@ def define_flags() -> None:
     flags.DEFINE_integer("iterations", ITERATIONS, "Iterations of the solver.", lower_bound=1, **group)
     flags.DEFINE_float("scale", SCALE, "Largest slope that L-BFGS-B sees at the start; see metric.py.", **group)
     flags.DEFINE_string("weights", None, "A .weights.h5 file to measure instead of training.", **group)
-    flags.DEFINE_boolean("curvature", False, "Look at the Hessian, and the loss around, at the largest eps.", **group)
+    flags.DEFINE_boolean(
+        "curvature", False, "Look at the Hessian instead; uses the largest eps, dimension and manifold only.", **group
+    )
     flags.DEFINE_integer(
         "curvature_samples", CURVATURE_SAMPLES, "Training samples of --curvature.", lower_bound=1, **group
     )
-    cli.define_folder_flags()
+    cli.define_folder_flags(figures=False)
 
 
 def check(options: flags.FlagValues) -> None:
@@ -127,19 +97,31 @@ def check(options: flags.FlagValues) -> None:
             raise UserError(f"There is no --space '{space}'; choose {' or '.join(SPACES)}, or both with a comma.")
 
 
+def epsilons(options: flags.FlagValues) -> tuple[float, ...]:
+    """Return the epsilons that the flags name, each once, descending."""
+    return tuple(sorted(set(options.eps), reverse=True))
+
+
+def spaces(options: flags.FlagValues) -> tuple[str, ...]:
+    """Return the spaces that the flags name, in the paper's order."""
+    return tuple(space for space in SPACES if space in options.space)
+
+
 def stem(options: flags.FlagValues, network: Network, data: DataSet, recipes: tuple[Recipe, Recipe]) -> str:
     """Return the name of the outputs: the network, and every setting that makes them another experiment's."""
     given = [options.weights] if options.weights else []
     minimizers = cli.experiment(network, data, recipes, given, trained=not given)
+    measured, drawn = not options.curvature, options.curvature or "random" in options.space
+    used, usual = (epsilons(options), EPSILONS) if measured else (epsilons(options)[:1], EPSILONS[:1])
     settings = (
-        ("-".join(f"eps{eps:g}" for eps in options.eps), tuple(options.eps) != EPSILONS),
-        ("-".join(options.space), tuple(options.space) != SPACES and not options.curvature),
-        (f"d{options.dimension}", options.dimension != DIMENSION),
-        (options.manifold, options.manifold != MANIFOLDS[0]),
-        (f"t{options.trials}", options.trials != 1 and not options.curvature),
-        (options.solver, options.solver != "lbfgsb" and not options.curvature),
-        (f"scale{options.scale:g}", options.scale != SCALE and not options.curvature),
-        (f"i{options.iterations}", options.iterations != ITERATIONS and not options.curvature),
+        ("-".join(f"eps{eps}" for eps in used), used != usual),
+        ("-".join(spaces(options)), measured and spaces(options) != SPACES),
+        (f"d{options.dimension}", drawn and options.dimension != DIMENSION),
+        (options.manifold, drawn and options.manifold != MANIFOLDS[0]),
+        (f"t{options.trials}", measured and drawn and options.trials != 1),
+        (options.solver, measured and options.solver != "lbfgsb"),
+        (f"scale{options.scale:g}", measured and options.scale != SCALE),
+        (f"i{options.iterations}", measured and options.iterations != ITERATIONS),
         (f"n{options.curvature_samples}", options.curvature and options.curvature_samples != CURVATURE_SAMPLES),
     )
     kind = "curvature" if options.curvature else "sharpness"
@@ -186,24 +168,29 @@ def wanted(options: flags.FlagValues, data: DataSet, recipe: Recipe, w: np.ndarr
     return [
         dataclasses.replace(place, epsilon=eps, solver=solver)
         for place in places
-        for eps in dict.fromkeys(options.eps)
+        for eps in epsilons(options)
         for solver in solvers
     ]
 
 
 def measure(
-    objective: Objective, minimizers: dict[str, np.ndarray], wishes: dict[str, list[Measurement]], run_dir: str
+    objective: Objective,
+    minimizers: dict[str, np.ndarray],
+    wishes: dict[str, list[Measurement]],
+    run_dir: str,
+    origin: runs.Provenance,
 ) -> dict[str, list[Measured]]:
     """Return all measurements that are wished for, by minimizer: the kept ones, and new ones."""
     # Each subspace is used at every minimizer before the next is drawn.
     in_order = [pair for same in zip(*wishes.values(), strict=True) for pair in zip(wishes, same, strict=True)]
-    missing = [(label, wish) for label, wish in in_order if not measurements.stored(run_dir, wish)]
+    missing = {wish: label for label, wish in in_order if not measurements.stored(run_dir, wish)}
     # An iteration takes one evaluation, and now and then the line search another; a gradient costs two losses more.
-    samples = {wish: 3 * objective.samples * (wish.iterations + 2) for _, wish in missing}
+    samples = {wish: 3 * objective.samples * (wish.iterations + 2) for wish in missing}
     subspace, drawn_for = None, None
     with cli.Progress(evaluated=sum(samples.values())) as progress:
-        for label, wish in missing:
+        for wish, label in missing.items():
             if drawn_for != (place := (wish.dimension, wish.manifold, wish.trial)):
+                subspace = None  # frees the last one before the next is drawn
                 subspace, drawn_for = wish.subspace(objective.size), place
             note = f"{label} {wish.space} eps {wish.epsilon:g} {wish.solver}"
             with progress.job(samples[wish], note) as report:
@@ -213,70 +200,10 @@ def measure(
                     wish,
                     subspace,
                     run_dir,
+                    origin,
                     report=functools.partial(report, 3 * objective.samples),
                 )
     return {label: [measurements.stored(run_dir, wish) for wish in those] for label, those in wishes.items()}
-
-
-def published(measurement: Measurement, label: str, network: Network) -> paper.Published | None:
-    """Return the value of Table 3 or 4 to set beside a measurement of the minimizer called `label`, if there is one."""
-    table = paper.TABLE_3 if measurement.space == "full" else paper.TABLE_4
-    comparable = measurement.dataset == network.dataset and measurement.dimension in (None, DIMENSION)
-    row = table.get((network.name, measurement.epsilon)) if comparable else None
-    return {"SB": row.small, "LB": row.large}.get(label) if row else None
-
-
-def values(measured: list[Measured], label: str, network: Network) -> list[Value]:
-    """Return a row for each setting in which the minimizer called `label` was measured, over its trials."""
-    rows = []
-    for setting in dict.fromkeys(map(Setting.of, measured)):
-        same = [each for each in measured if Setting.of(each) == setting]
-        trials = [each.result.value for each in same]
-        resolved = None not in trials
-        theirs = published(same[0].measurement, label, network)
-        rows.append(
-            Value(
-                label,
-                *dataclasses.astuple(setting),
-                trials=len(trials),
-                mean=float(np.mean(trials)) if resolved else None,
-                deviation=float(np.std(trials, ddof=1)) if resolved and len(trials) > 1 else None,
-                paper_mean=theirs.mean if theirs else None,
-                paper_deviation=theirs.deviation if theirs else None,
-            )
-        )
-    return rows
-
-
-def ratio(small: float | None, large: float | None) -> str:
-    """Return LB/SB as a cell."""
-    return f"{large / small:.3g}" if small and large else "-"
-
-
-def comparison(small: list[Value], large: list[Value]) -> str:
-    """Lay out both minimizers beside the paper's, a line for each setting, and say in how many LB is the sharper."""
-    rows = [["space", "epsilon", "solver", "SB", "LB", "LB/SB", "paper SB", "paper LB", "paper LB/SB"]]
-    for sb, lb in zip(small, large, strict=True):
-        theirs = [f"{v.paper_mean:g} ± {v.paper_deviation:g}" if v.paper_mean is not None else "-" for v in (sb, lb)]
-        ratios = ratio(sb.mean, lb.mean), ratio(sb.paper_mean, lb.paper_mean)
-        rows.append([sb.space, f"{sb.epsilon:g}", sb.solver, str(sb), str(lb), ratios[0], *theirs, ratios[1]])
-    resolved = [(sb, lb) for sb, lb in zip(small, large, strict=True) if None not in (sb.mean, lb.mean)]
-    sharper = sum(lb.mean > sb.mean for sb, lb in resolved)
-    return f"{cli.table(rows)}\nLB is sharper than SB in {sharper} of the {len(resolved)} rows that are resolved."
-
-
-def detail_table(measured: dict[str, list[Measured]]) -> str:
-    """Lay out how each value was found."""
-    header = "minimizer, space, epsilon, solver, value, f(x), max f, evaluations, iterations, stopped by"
-    rows = [header.split(", ")]
-    for label, those in measured.items():
-        for each in those:
-            at, result = each.measurement, each.result
-            space = at.space if at.trial is None else f"{at.space} {at.trial}"
-            losses = f"{result.loss:.4g}", f"{result.largest_loss:.4g}"
-            counts = str(result.evaluations), str(result.iterations)
-            rows.append([label, space, f"{at.epsilon:g}", at.solver, str(result), *losses, *counts, result.stopped])
-    return cli.table(rows)
 
 
 def measure_curvature(
@@ -301,36 +228,11 @@ def measure_curvature(
     return found
 
 
-def curvature_table(found: dict[str, Curvature]) -> str:
-    """Lay out the curvature of each minimizer in a column."""
-
-    def spread(numbers: list[float]) -> str:
-        return " / ".join(f"{number:.3g}" for number in np.percentile(numbers, (0, 50, 100)))
-
-    def share(c: Curvature) -> str:
-        effective = c.projection.effective_dimensions
-        return "-" if effective is None else f"{100 * effective / c.size:.2g}"
-
-    some = next(iter(found.values()))
-    eps, p, directions = some.sharpness.epsilon, len(some.projection.ritz_values), len(some.rises)
-    lines = {
-        "loss": lambda c: f"{c.sharpness.loss:.4g}",
-        "largest eigenvalues of the Hessian": lambda c: ", ".join(f"{value:.4g}" for value in c.eigenvalues),
-        f"Ritz values on {p} random directions: min / median / max": lambda c: spread(c.projection.ritz_values),
-        "curvature along each of them: min / median / max": lambda c: spread(c.projection.directional),
-        "share of the space that is curved, tr(H)^2 / (n tr(H^2)) (%)": share,
-        f"Metric 2.1 at eps {eps:g} by vertex ascent (%)": lambda c: str(c.sharpness),
-        "  the same, bounded by the largest eigenvalue, were f quadratic": lambda c: "{:.3g} - {:.3g}".format(
-            *c.sharpness_bounds
-        ),
-        f"rise at {directions} random vertices of the box (%): min / median / max": lambda c: spread(c.rises),
-        "share of them that rise steeply (%)": lambda c: "-" if c.steep_share is None else f"{c.steep_share:g}",
-    }
-    rows = [["", *found], *([line, *map(cell, found.values())] for line, cell in lines.items())]
-    return (
-        f"{cli.table(rows)}\nSteeply: by more than a tenth of the largest rise. The paper finds the loss around LB "
-        f"minimizers steep in about {paper.STEEP_SHARE:g} % of the space."
-    )
+def as_published(network: Network, data: DataSet, recipes: tuple[Recipe, Recipe]) -> bool:
+    """Say whether the recipes are the paper's in what its tables hold for: the data and the batch sizes."""
+    samples = len(data.x_train)
+    usual = [network.small_batch(samples), network.large_batch(samples)]
+    return data.name == network.dataset and [recipe.batch_size for recipe in recipes] == usual
 
 
 def main(options: flags.FlagValues) -> None:
@@ -357,19 +259,23 @@ def main(options: flags.FlagValues) -> None:
         title, text = "Curvature", curvature_table(results)
     else:
         wishes = {label: wanted(options, data, recipes[0], w) for label, w in minimizers.items()}
-        results = measure(objective, minimizers, wishes, options.run_dir)
-        rows = [values(measured, label, network) for label, measured in results.items()]
+        results = measure(objective, minimizers, wishes, options.run_dir, origin)
+        comparable = as_published(network, data, recipes)
+        rows = [values(measured, label, comparable) for label, measured in results.items()]
         runs.write_csv(result.with_name(f"{result.name}.csv"), [row for some in rows for row in some])
         title, text = "Metric 2.1 (percent)", detail_table(results)
         if len(rows) == 2:
             text = f"{comparison(*rows)}\n\n{text}"
     length = "" if options.weights else f", {options.epochs} epochs, seed {options.seed}"
+    length += f", over the first {samples:,} training samples" if options.curvature else ""
     summary = Summary(
         network=network.name,
         dataset=data.name,
+        data_digest=data.digest,
         definition=options.definition,
         samples=samples,
         minimizers=sides,
+        weights={label: measurements.digest(w) for label, w in minimizers.items()},
         results=results,
         data_source=data.source,
         provenance=origin.after(time.monotonic() - began),

@@ -2,9 +2,9 @@
 
     python benchmarks/sharpness_cost.py            # F1, C1 and C2, full space
 
-Each network in a process of its own, at its starting point, in chunks of 5000 samples: as many evaluations are made as
-L-BFGS-B makes in 3 iterations, and the time within the objective is scaled up to the whole training set. Prints the
-share of the rest and the peak memory, writes results/benchmarks-sharpness.json.
+Each network in a process of its own, at its starting point: 10 iterations of L-BFGS-B over 5000 samples, which are one
+full chunk. The time within the objective is scaled up to the whole training set. Prints the share of the rest and the
+peak memory, writes results/benchmarks-sharpness.json.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-SAMPLES, ITERATIONS = 5000, 3
+SAMPLES, ITERATIONS = 5000, 10
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,7 @@ def test_softmax_outputs_give_the_loss_of_their_logits(regression):
 def test_what_does_not_fit_together(regression):
     model, x, y, _, _ = regression
     softmax = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, "softmax")])
+    half = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, dtype="mixed_bfloat16")])
     for arguments, settings, words in (
         ((softmax, x, y), {}, "are probabilities that add up to 1; state outputs='softmax'"),
         ((model, x, y), {"outputs": "softmax"}, "are not probabilities that add up to 1; state outputs='logits'"),
@@ -190,6 +191,9 @@ def test_what_does_not_fit_together(regression):
         ((model, x, np.eye(10)[y]), {}, r"one class number for each of the 1,500 samples"),
         ((model, x[:-1], y), {}, r"one class number for each of the 1,499 samples"),
         ((model, x[:0], y[:0]), {}, "one class number"),
+        ((model, x, y + 0.5), {}, "labels must be class numbers"),
+        ((model, x[:, :60], y), {}, r"does not take samples of the shape \(60,\)"),
+        ((half, x, y), {}, "must compute in float32"),
     ):
         with pytest.raises(UserError, match=words):
             Objective(*arguments, **settings)

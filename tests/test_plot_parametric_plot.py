@@ -89,7 +89,8 @@ def test_given_minimizers_are_analysed_without_training(run_plot, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "run").iterdir())
-    summary = json.loads((tmp_path / "result" / "F1-digits-small-large-p2-alpha0to1.json").read_text())
+    (result,) = (tmp_path / "result").glob("F1-digits-small-*-large-*-p2-alpha0to1.json")
+    summary = json.loads(result.read_text())
     assert summary["small_batch"]["weights_file"] == str(files["small"])
     assert summary["distance_ratio"] is None
 

@@ -240,7 +240,7 @@ def test_a_damaged_stored_run(digits, tmp_path, name, content):
     first = train(asked, digits, tmp_path)
     path = runs.folder(tmp_path, asked) / name
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=r"stored run .*F1-digits-b150-e1-s0.* is damaged .* --retrain"):
+    with pytest.raises(UserError, match=r"stored .*F1-digits-b150-e1-s0.* is damaged .* --retrain"):
         train(asked, digits, tmp_path)
     np.testing.assert_array_equal(train(asked, digits, tmp_path, retrain=True).weights, first.weights)
 
