@@ -6,7 +6,7 @@ from test_objective import closed_form
 
 import data_zoo
 from curvature import curvature, hessian_operator, largest_eigenvalues, project
-from errors import UserError
+from errors import MachineError, UserError
 from metric import half_widths, sharpness
 from objective import Objective
 from subspace import RandomSubspace
@@ -114,6 +114,14 @@ def test_steep_shares_of_known_functions():
     assert lower == pytest.approx(nowhere.sharpness.value, rel=1e-3) == pytest.approx(upper, rel=1e-3)
     b = half_widths(one_weight.x, 1e-2)
     assert everywhere.sharpness_bounds == pytest.approx((100 * b[0] ** 2 / 2, 100 * b @ b / 2))
+
+
+def test_a_loss_without_curvature():
+    flat = Known(np.zeros(30), np.zeros((30, 30)))
+    operator = hessian_operator(flat, flat.x)
+    assert project(operator, RandomSubspace(30, 3)).effective_dimensions is None
+    with pytest.raises(MachineError, match="Lanczos iterations for 2 eigenvalues failed"):
+        largest_eigenvalues(operator, 2)
 
 
 @pytest.mark.parametrize("count", [0, 80])

@@ -212,9 +212,23 @@ def test_mistakes():
     with pytest.raises(UserError, match="subspace is of 6 weights, the minimizer has 5"):
         sharpness(function, w, 1e-3, subspace=RandomSubspace(6, 2))
 
-    class Explodes(Quadratic):
-        def value_and_gradient(self, w):
-            return (np.inf if w.any() else 0.0), np.ones(5)
+    with pytest.raises(UserError, match="flat vector of finite weights"):
+        sharpness(function, np.zeros(0), 1e-3)
+    with pytest.raises(UserError, match="a loss above -1 at the minimizer, not -1"):
+        sharpness(Quadratic(w, w, lowest=-1.0), w, 1e-3)
 
-    with pytest.raises(UserError, match="not finite within epsilon 0.001"):
-        sharpness(Explodes(w, w), w, 1e-3)
+    class Explodes:
+        def __init__(self, at_centre):
+            self.at_centre = at_centre
+
+        def value_and_gradient(self, w):
+            return (np.inf if w.any() else self.at_centre), np.ones(5)
+
+    with pytest.raises(UserError, match=r"not finite within epsilon 0\.001 of the minimizer; give a smaller one"):
+        sharpness(Explodes(0.0), w, 1e-3)
+    with pytest.raises(UserError, match="not so at the minimizer itself"):
+        sharpness(Explodes(np.nan), w, 1e-3)
+
+
+def test_bounds_where_the_loss_curves_downwards_only():
+    assert quadratic_bounds(-3.0, np.eye(4)[0], np.ones(4)) == (0, 0)

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, refused, run_python
 
+import measurements
 import network_zoo
 import paper
+import runs
+from errors import UserError
 from measurements import Measured, Measurement
 from metric import SharpnessResult
 from objective import write_weights
-from runs import provenance
 from sharpness_tables import comparison, published, values
 
 JOB = ("-n", "F1", "--dataset=digits", "--epochs=1", "--iterations=3", "--dimension=4", "--trials=2")
@@ -104,6 +106,38 @@ def test_a_given_minimizer_by_both_solvers(run_sharpness, tmp_path):
     assert "delete it" in done.stderr
 
 
+def test_settings_of_one_experiment_in_another_order(run_sharpness, tmp_path):
+    """The same minimizer as SB and LB, and settings in another order: no measurement is made twice."""
+    same = ("-n", "F1", "--dataset=digits", "--epochs=1", "--iterations=1", "--small_batch=150", "--dimension=2")
+    assert run_sharpness(*same, "--space=random,full,full", "--eps=5e-4", "--eps=1e-3", "--eps=5e-4").returncode == 0
+    before = kept(tmp_path)
+    assert len(before) == 4
+    done = run_sharpness(*same)
+    assert done.returncode == 0, done.stderr
+    assert kept(tmp_path) == before
+    assert [path.name for path in sorted((tmp_path / "result").glob("F1*"))] == [
+        f"F1-sharpness-digits-e1-sb150-d2-i1.{kind}" for kind in ("csv", "json")
+    ]
+
+
+def test_files_of_one_name_do_not_share_their_results(run_sharpness, tmp_path):
+    for seed in (1, 2):
+        path = tmp_path / str(seed) / "model.weights.h5"
+        write_weights(network_zoo.get("F1").build(seed=seed), path)
+        given = ("-n", "F1", "--dataset=digits", "--weights", path, "--eps=1e-3", "--space=full", "--iterations=1")
+        assert run_sharpness(*given).returncode == 0
+    assert len(list((tmp_path / "result").glob("F1-sharpness-digits-model-*.json"))) == 2
+
+
+def test_a_stored_measurement_of_something_else_is_not_believed(tmp_path):
+    one, other = (measured(1.0, eps=eps).measurement for eps in (1e-3, 5e-4))
+    for at in (one, other):
+        runs.write_json(measurements._path(tmp_path, at), measured(1.0, eps=1e-3))
+    assert measurements.stored(tmp_path, one).result.value == 1.0
+    with pytest.raises(UserError, match="is damaged .it holds another measurement.; delete it"):
+        measurements.stored(tmp_path, other)
+
+
 def test_curvature_on_digits(run_sharpness, tmp_path):
     done = run_sharpness("-n", "F1", "--dataset=digits", "--epochs=1", "--curvature", "--dimension=3", "--eps=1e-3")
     assert done.returncode == 0, done.stderr
@@ -128,7 +162,9 @@ def test_the_example_of_the_readme():
 
 def measured(value, space="full", eps=1e-3, **settings):
     at = Measurement("F1", "repository", "mnist", "d", "w", eps, "lbfgsb", 10, space, **settings)
-    return Measured(at, SharpnessResult(value, 0.0, 0.0, eps, 100, "lbfgsb", 1, 1, "", 0.0, 0.0, 0.0), provenance())
+    return Measured(
+        at, SharpnessResult(value, 0.0, 0.0, eps, 100, "lbfgsb", 1, 1, "", 0.0, 0.0, 0.0), runs.provenance()
+    )
 
 
 def test_rows_over_trials():
