@@ -114,8 +114,10 @@ class Progress:
     def __init__(self, evaluated: int = 0, trained: int = 0):
         from tqdm import tqdm
 
+        work = evaluated + 3 * trained
         self._bar = tqdm(
-            total=evaluated + 3 * trained,
+            total=work,
+            disable=work == 0,
             bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} elapsed, {remaining} left | {desc}",
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
