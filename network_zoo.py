@@ -132,6 +132,32 @@ def call_recomputing(model: keras.Sequential, x: tf.Tensor) -> tf.Tensor:
     return x
 
 
+def stateless_call_recomputing(model: keras.Sequential, weights: list[tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+    """Return what `model.stateless_call(weights, ..., x)` does in inference, keeping as little as `call_recomputing`.
+
+    The gradient is the same to the bit; there are no second derivatives.
+    """
+
+    def between_kernels(layers: list[keras.layers.Layer]) -> Callable[..., tf.Tensor]:
+        def call(h: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
+            for layer in layers:
+                count = len(layer.trainable_variables)
+                h, _ = layer.stateless_call(weights[:count], layer.non_trainable_variables, h)
+                weights = weights[count:]
+            return h
+
+        return call
+
+    starts = [i for i, layer in enumerate(model.layers) if hasattr(layer, "kernel")]
+    for start, end in zip(starts, [*starts[1:], len(model.layers)], strict=True):
+        kernel, others = model.layers[start], model.layers[start + 1 : end]
+        mine, count = len(kernel.trainable_variables), sum(len(layer.trainable_variables) for layer in others)
+        x, _ = kernel.stateless_call(weights[:mine], [], x)
+        x = tf.recompute_grad(between_kernels(others))(x, *weights[mine : mine + count])
+        weights = weights[mine + count :]
+    return x
+
+
 @dataclass(frozen=True)
 class _Parts:
     """Makes the layers of one network: every layer gets a seed of its own from the network's."""

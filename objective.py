@@ -6,6 +6,7 @@ Everything that needs tf.GradientTape on a full data set lives here; SciPy sees 
 import quiet_tensorflow  # noqa: F401
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,11 +14,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import network_zoo
 import runs
 from errors import UserError
 
 CHUNK = 5000  # samples evaluated at once, as the original does; batch statistics are those of a chunk
 KERAS_1_EPSILON = 1e-7  # Keras 1 clipped the softmax to [epsilon, 1 - epsilon] before taking the logarithm
+RECOMPUTE_BYTES = 8 * 2**30  # what a chunk may keep for its gradient
 Outputs = Literal["logits", "softmax"]
 
 
@@ -55,6 +58,7 @@ class Objective:
         self.samples = len(x)
         self.outputs = outputs
         self._check(x, y)
+        self._recompute = self._large(min(len(x), chunk))
         self.shapes = [tuple(variable.shape) for variable in model.trainable_variables]
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
         pieces = -(-len(x) // chunk)
@@ -131,10 +135,21 @@ class Objective:
                 "model."
             )
 
-    def _losses(self, w: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _large(self, samples: int) -> bool:
+        """Say whether the gradient of so many samples would keep too much; other models can take smaller chunks."""
+        if not any(isinstance(layer, network_zoo.BatchStatisticsNormalization) for layer in self.model.layers):
+            return False
+        kept = 4 * samples * sum(prod(layer.output.shape[1:]) for layer in self.model.layers)
+        return isinstance(self.model, keras.Sequential) and kept > RECOMPUTE_BYTES
+
+    def _losses(self, w: tf.Tensor, x: tf.Tensor, y: tf.Tensor, recompute: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Per-sample cross-entropy and logits of one chunk at the flat weights w."""
         weights = [tf.reshape(part, shape) for part, shape in zip(tf.split(w, self.sizes), self.shapes, strict=True)]
-        logits, _ = self.model.stateless_call(weights, self.model.non_trainable_variables, pixels(x), training=False)
+        if recompute:
+            logits = network_zoo.stateless_call_recomputing(self.model, weights, pixels(x))
+        else:
+            fixed = self.model.non_trainable_variables
+            logits, _ = self.model.stateless_call(weights, fixed, pixels(x), training=False)
         if self.outputs == "softmax":
             logits = tf.math.log(tf.maximum(logits, np.finfo(np.float32).tiny))
         return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits), logits
@@ -150,7 +165,7 @@ class Objective:
     def _loss_and_gradient(self, w, x, y):
         with tf.GradientTape() as tape:
             tape.watch(w)
-            losses, _ = self._losses(w, x, y)
+            losses, _ = self._losses(w, x, y, self._recompute)
         return tf.reduce_sum(tf.cast(losses, tf.float64)), tape.gradient(losses, w)
 
     @tf.function

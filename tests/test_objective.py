@@ -7,6 +7,7 @@ from scipy.special import log_softmax, softmax
 
 import data_zoo
 import network_zoo
+import objective
 from errors import UserError
 from objective import Objective, flat_weights, read_weights, write_weights
 
@@ -197,6 +198,19 @@ def test_what_does_not_fit_together(regression):
     ):
         with pytest.raises(UserError, match=words):
             Objective(*arguments, **settings)
+
+
+def test_a_chunk_too_large_for_memory_has_the_same_gradient(monkeypatch):
+    data = data_zoo.load("digits", "unused").fit((32, 32, 3))
+    model = network_zoo.get("C1").build()
+    plain = Objective(model, data.x_test[:60], data.y_test[:60])
+    monkeypatch.setattr(objective, "RECOMPUTE_BYTES", 0)
+    recomputing = Objective(model, data.x_test[:60], data.y_test[:60])
+    assert (plain._recompute, recomputing._recompute) == (False, True)
+    w = flat_weights(model) + RNG.normal(0, 1e-3, plain.size)
+    (loss, gradient), (same_loss, same_gradient) = (each.value_and_gradient(w) for each in (plain, recomputing))
+    assert loss == same_loss
+    np.testing.assert_array_equal(gradient, same_gradient)
 
 
 def test_the_clipped_loss_is_keras_1s():
