@@ -1,6 +1,7 @@
 """What a measurement of Metric 2.1 costs outside the loss and its gradient, and how much memory it takes.
 
-    python benchmarks/sharpness_cost.py            # F1, C1 and C2, full space
+    python benchmarks/sharpness_cost.py            # F1, C1 and C2 (a quarter of an hour), full space
+    python benchmarks/sharpness_cost.py F1 C1
 
 Each network in a process of its own, at its starting point: 10 iterations of L-BFGS-B over 5000 samples, which are one
 full chunk. The time within the objective is scaled up to the whole training set. Prints the share of the rest and the
@@ -60,7 +61,7 @@ def main() -> None:
 
     origin, began = runs.provenance(), time.monotonic()
     costs = []
-    for network in ("F1", "C1", "C2"):
+    for network in sys.argv[1:] or ("F1", "C1", "C2"):
         with multiprocessing.get_context("spawn").Pool(1) as process:
             costs.append(process.apply(measure, (network,)))
     rows = [["", "weights", "evaluation (s)", "outside (s)", "share", "peak GiB"]]
