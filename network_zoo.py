@@ -126,16 +126,16 @@ def call_recomputing(model: keras.Sequential, x: tf.Tensor) -> tf.Tensor:
 
         return call
 
-    starts = [i for i, layer in enumerate(model.layers) if hasattr(layer, "kernel")]
-    for start, end in zip(starts, [*starts[1:], len(model.layers)], strict=True):
-        x = tf.recompute_grad(between_kernels(model.layers[start + 1 : end]))(model.layers[start](x))
+    for kernel, others in _from_kernel_to_kernel(model):
+        x = tf.recompute_grad(between_kernels(others))(kernel(x) if kernel else x)
     return x
 
 
 def stateless_call_recomputing(model: keras.Sequential, weights: list[tf.Tensor], x: tf.Tensor) -> tf.Tensor:
     """Return what `model.stateless_call(weights, ..., x)` does in inference, keeping as little as `call_recomputing`.
 
-    The gradient is the same to the bit; there are no second derivatives.
+    For the networks of this file the gradient is the same to the bit; others may round otherwise. There are no second
+    derivatives.
     """
 
     def between_kernels(layers: list[keras.layers.Layer]) -> Callable[..., tf.Tensor]:
@@ -148,14 +148,27 @@ def stateless_call_recomputing(model: keras.Sequential, weights: list[tf.Tensor]
 
         return call
 
-    starts = [i for i, layer in enumerate(model.layers) if hasattr(layer, "kernel")]
-    for start, end in zip(starts, [*starts[1:], len(model.layers)], strict=True):
-        kernel, others = model.layers[start], model.layers[start + 1 : end]
-        mine, count = len(kernel.trainable_variables), sum(len(layer.trainable_variables) for layer in others)
-        x, _ = kernel.stateless_call(weights[:mine], [], x)
-        x = tf.recompute_grad(between_kernels(others))(x, *weights[mine : mine + count])
-        weights = weights[mine + count :]
+    for kernel, others in _from_kernel_to_kernel(model):
+        if kernel:
+            mine = len(kernel.trainable_variables)
+            x, _ = kernel.stateless_call(weights[:mine], kernel.non_trainable_variables, x)
+            weights = weights[mine:]
+        count = sum(len(layer.trainable_variables) for layer in others)
+        x = tf.recompute_grad(between_kernels(others))(x, *weights[:count])
+        weights = weights[count:]
     return x
+
+
+def _from_kernel_to_kernel(
+    model: keras.Sequential,
+) -> Iterator[tuple[keras.layers.Layer | None, list[keras.layers.Layer]]]:
+    """Yield each layer with a kernel and those up to the next one; first None and those before any kernel, if any."""
+    starts = [i for i, layer in enumerate(model.layers) if hasattr(layer, "kernel")]
+    ends = [*starts[1:], len(model.layers)] if starts else []
+    if before := model.layers[: starts[0]] if starts else model.layers:
+        yield None, before
+    for start, end in zip(starts, ends, strict=True):
+        yield model.layers[start], model.layers[start + 1 : end]
 
 
 @dataclass(frozen=True)

@@ -113,14 +113,14 @@ class Objective:
                 f"The labels must be one class number for each of the {len(x):,} samples, in the shape ({len(x)},), "
                 f"not {np.shape(y)}."
             )
-        if np.any(np.asarray(y).astype(np.int32) != y):
+        if np.asarray(y).dtype.kind not in "iuf" or np.any(np.asarray(y).astype(np.int32) != y):
             raise UserError("The labels must be class numbers: 0, 1, 2 and so on.")
         if any(layer.compute_dtype not in ("float32", "float64") for layer in self.model.layers):
             raise UserError("The model must compute in float32: sharpness is finer than what half precision resolves.")
         try:
             few = np.asarray(self.model(pixels(tf.constant(x[:32])), training=False))
         except Exception as error:  # Keras raises nearly anything for samples of another shape or type
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"The model does not take samples of the shape {np.shape(x)[1:]}: {reason}") from error
         if few.ndim != 2 or np.min(y) < 0 or np.max(y) >= few.shape[1]:
             raise UserError(
@@ -137,10 +137,11 @@ class Objective:
 
     def _large(self, samples: int) -> bool:
         """Say whether the gradient of so many samples would keep too much; other models can take smaller chunks."""
-        if not any(isinstance(layer, network_zoo.BatchStatisticsNormalization) for layer in self.model.layers):
+        layers = self.model.layers
+        batch_statistics = any(isinstance(layer, network_zoo.BatchStatisticsNormalization) for layer in layers)
+        if not (batch_statistics and isinstance(self.model, keras.Sequential)):
             return False
-        kept = 4 * samples * sum(prod(layer.output.shape[1:]) for layer in self.model.layers)
-        return isinstance(self.model, keras.Sequential) and kept > RECOMPUTE_BYTES
+        return 4 * samples * sum(prod(layer.output.shape[1:]) for layer in layers) > RECOMPUTE_BYTES
 
     def _losses(self, w: tf.Tensor, x: tf.Tensor, y: tf.Tensor, recompute: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Per-sample cross-entropy and logits of one chunk at the flat weights w."""

@@ -193,6 +193,7 @@ def test_what_does_not_fit_together(regression):
         ((model, x[:-1], y), {}, r"one class number for each of the 1,499 samples"),
         ((model, x[:0], y[:0]), {}, "one class number"),
         ((model, x, y + 0.5), {}, "labels must be class numbers"),
+        ((model, x, y.astype(str)), {}, "labels must be class numbers"),
         ((model, x[:, :60], y), {}, r"does not take samples of the shape \(60,\)"),
         ((half, x, y), {}, "must compute in float32"),
     ):
@@ -211,6 +212,20 @@ def test_a_chunk_too_large_for_memory_has_the_same_gradient(monkeypatch):
     (loss, gradient), (same_loss, same_gradient) = (each.value_and_gradient(w) for each in (plain, recomputing))
     assert loss == same_loss
     np.testing.assert_array_equal(gradient, same_gradient)
+
+
+def test_layers_before_the_first_kernel_are_recomputed_too(regression, monkeypatch):
+    _, x, y, _, _ = regression
+    layers = [keras.layers.Rescaling(3.0), network_zoo.BatchStatisticsNormalization(), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    plain = Objective(model, x, y)
+    monkeypatch.setattr(objective, "RECOMPUTE_BYTES", 0)
+    recomputing = Objective(model, x, y)
+    assert recomputing._recompute
+    w = RNG.normal(size=plain.size)
+    (loss, gradient), (same_loss, same_gradient) = (each.value_and_gradient(w) for each in (plain, recomputing))
+    assert loss == pytest.approx(same_loss, rel=1e-6)  # the graph optimiser merges the two scalings
+    np.testing.assert_allclose(gradient, same_gradient, atol=1e-5)
 
 
 def test_the_clipped_loss_is_keras_1s():
