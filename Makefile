@@ -17,6 +17,7 @@ lint: .venv/installed
 bench: .venv/installed
 	$(VENV)/python benchmarks/throughput.py
 	$(VENV)/python benchmarks/sharpness_cost.py
+	$(VENV)/python benchmarks/checkpoint_cost.py
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

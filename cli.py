@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +14,17 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from errors import MachineError, UserError
+import interruption
+import runs
+import tasks
+from errors import Interrupted, MachineError, UserError
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
-    import runs
+    import numpy as np
+
     from data_zoo import DataSet
     from network_zoo import Network
+    from replicas import Replicas
     from training import Minimizer, Recipe, Report
 
 FLAGS = flags.FLAGS
@@ -43,17 +50,33 @@ def define_recipe_flags() -> None:
     flags.DEFINE_enum(
         "definition", "repository", ["repository", "paper"], "As in the authors' code, or as in Appendix B.", **group
     )
-    flags.DEFINE_integer("epochs", EPOCHS, "Epochs of each training.", lower_bound=1, **group)
+    flags.DEFINE_integer("epochs", EPOCHS, "Epochs of each training.", lower_bound=1, upper_bound=10**6, **group)
     flags.DEFINE_integer("small_batch", None, "Samples a small batch; default: 256.", lower_bound=1, **group)
     flags.DEFINE_integer(
         "large_batch", None, "Samples a large batch; default: 10 % of the training set.", lower_bound=1, **group
     )
-    flags.DEFINE_integer("seed", 0, "Seed of the starting point, the batches and dropout.", lower_bound=0, **group)
+    flags.DEFINE_integer(
+        "seed", 0, "Seed of the starting point, the batches and dropout.", lower_bound=0, upper_bound=2**32 - 1, **group
+    )
     flags.DEFINE_enum(
         "precision", "float32", ["float32", "bfloat16"], "Of training; measuring is always float32.", **group
     )
     flags.DEFINE_boolean("test_history", False, "Evaluate the test set after each epoch.", **group)
     flags.DEFINE_boolean("retrain", False, "Train anew, whatever is stored.", **group)
+
+
+def define_machine_flags() -> None:
+    """Define the flags that say which devices, machines and tasks share the work."""
+    group = {"module_name": "Machines"}
+    flags.DEFINE_enum(
+        "strategy",
+        "auto",
+        ["auto", "none", "mirrored", "multiworker"],
+        "Devices that share each batch: several GPUs of this machine, or several machines by TF_CONFIG.",
+        **group,
+    )
+    for name, meaning in (("index", "This task's number, from 0"), ("count", "Tasks that share the list of work")):
+        flags.DEFINE_integer(f"task_{name}", None, f"{meaning}; default: of the job array, if any.", **group)
 
 
 def define_folder_flags(figures: bool = True) -> None:
@@ -68,6 +91,7 @@ def define_folder_flags(figures: bool = True) -> None:
 
 def run(main: Callable[[flags.FlagValues], None], define_flags: Callable[[], None], description: str) -> None:
     """Parse the command line, run `main` and exit: 0, 2 after a user's mistake, 1 when the machine fails."""
+    os.environ["MPLBACKEND"] = "agg"  # figures are files only, and a backend that does not exist stops the import
     define_flags()
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", module_name="Help")
     try:
@@ -76,25 +100,56 @@ def run(main: Callable[[flags.FlagValues], None], define_flags: Callable[[], Non
         if FLAGS.help:
             print(_help(description))
         else:
-            main(FLAGS)
+            with interruption.raised():
+                _show_log()
+                main(FLAGS)
     except UserError as error:
         _exit(2, f"Error: {error}")
     except MachineError as error:
         _exit(1, f"Error: {error}")
-    except KeyboardInterrupt:
-        _exit(130, "Interrupted; the same command, without --retrain, continues from what is kept.")
+    except OSError as error:  # of a disk or a network, wherever it is met
+        _exit(1, f"Error: {error.filename or 'The system'} failed: {error.strerror or error}.")
+    except Exception as error:
+        if "tensorflow" not in sys.modules or not (failure := _device_failure(error)):
+            raise
+        _exit(1, f"Error: {failure}")
+    except Interrupted as error:
+        kept = f"{error} " if str(error) else ""
+        _exit(128 + error.signum, f"Stopped. {kept}The same command, without --retrain, continues from what is kept.")
 
 
 def _parse() -> list[str]:
     """Parse the command line; return what is not a flag."""
     try:
-        return FLAGS(sys.argv)
+        rest = FLAGS(sys.argv)
     except (flags.Error, OSError, UnicodeError) as error:  # a --flagfile may be anything
         raise UserError(str(error)) from error
+    for flag in map(FLAGS.__getitem__, FLAGS):
+        if flag.present and flag.value == "":  # as from a shell's variable that is not set
+            raise UserError(f"--{flag.name} is empty; give it a value, or leave it out.")
+    return rest
+
+
+def _device_failure(error: Exception) -> str | None:
+    import replicas
+
+    return replicas.failure(error)
+
+
+def _show_log() -> None:
+    """Show the store's messages as plain lines, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tqdm.write(self.format(record), file=sys.stderr)
+
+    runs.log.addHandler(Lines())
+    runs.log.propagate = False
 
 
 def _exit(code: int, message: str) -> None:
-    print(message, file=sys.stderr)
+    print(" ".join(message.splitlines()), file=sys.stderr)  # what libraries say may have line breaks
     sys.exit(code)
 
 
@@ -201,19 +256,47 @@ def recipes(options: flags.FlagValues, network: Network, data: DataSet) -> tuple
     )
 
 
-def train(recipe: Recipe, data: DataSet, options: flags.FlagValues, report: Report) -> tuple[Minimizer, Side]:
-    """Return the stored or newly trained minimizer of a recipe, and how it came about."""
+def train(
+    recipes: dict[str, Recipe], data: DataSet, options: flags.FlagValues, replicas: Replicas
+) -> tuple[dict[str, np.ndarray], dict[str, Side]]:
+    """Return the weights (n,) of the minimizers, stored or newly trained, and how they came about, by label.
+
+    What another process trains is left to it, and waited for after everything else.
+    """
     import training
 
-    minimizer = training.train(
-        recipe,
-        data,
-        options.run_dir,
-        retrain=options.retrain,
-        test_history=options.test_history,
-        report=report,
+    samples = {
+        label: training.samples_to_train(recipe, data, options.run_dir, options.retrain, options.test_history)
+        for label, recipe in recipes.items()
+    }
+
+    def minimizer(label: str, wait: bool) -> Minimizer:
+        return training.train(
+            recipes[label],
+            data,
+            options.run_dir,
+            retrain=options.retrain,
+            test_history=options.test_history,
+            report=progress.training(f"{recipes[label].network} {label}"),
+            replicas=replicas,
+            wait=wait,
+        )
+
+    with Progress(trained=sum(samples.values())) as progress:
+        found = tasks.each(list(recipes), minimizer)
+    sides = {
+        label: Side(None, recipes[label], minimizer.provenance, minimizer.distance)
+        for label, minimizer in found.items()
+    }
+    return {label: minimizer.weights for label, minimizer in found.items()}, sides
+
+
+def collected_later(task: tasks.Task, done: str, run_dir: str) -> str:
+    """Return what a task says at its end in place of results."""
+    return (
+        f"Task {task.index} of {task.count}: {done} are kept in {run_dir}; when all tasks are done, the same command "
+        "outside of them collects the results."
     )
-    return minimizer, Side(None, recipe, minimizer.provenance, minimizer.distance)
 
 
 def experiment(

@@ -1,4 +1,4 @@
-"""The two ways a command ends early without a traceback (see `cli.run`)."""
+"""The ways in which work ends early (see `cli.run`)."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,15 @@ class UserError(ValueError):
 
 class MachineError(RuntimeError):
     """A machine that failed a sound request: no source answers, a full disk, a diverging training (exit code 1)."""
+
+
+class BusyError(RuntimeError):
+    """Another process is doing just this; the message says which."""
+
+
+class Interrupted(KeyboardInterrupt):  # noqa: N818, after its parent
+    """SIGINT or SIGTERM, noticed where everything is kept; the message says how to continue (exit code 130 or 143)."""
+
+    def __init__(self, signum: int, message: str = ""):
+        super().__init__(message)
+        self.signum = signum

@@ -1,5 +1,6 @@
 """The paper's figures, in one style, drawn with matplotlib and written as .pdf and .png."""
 
+import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -15,9 +16,12 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     """Write the figure as `<stem>.pdf` and `<stem>.png`; return the paths."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
     for path in paths:
+        drawn = io.BytesIO()  # in memory first, since on a full disk matplotlib raises errors of its own
+        # No date inside, so that the same curves give the same file.
+        metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+        figure.savefig(drawn, dpi=150, format=path.suffix[1:], metadata=metadata)
         with runs.writing(path) as temporary:
-            # No date inside, so that the same curves give the same file.
-            figure.savefig(temporary, dpi=150, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+            temporary.write_bytes(drawn.getvalue())
     return paths
 
 

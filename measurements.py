@@ -1,28 +1,45 @@
-"""Measurements of sharpness that are kept: each is made once, and found again by everything that determines it."""
+"""Measurements of minimizers that are kept: each is made once, and found again by everything that determines it."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, get_type_hints
 
 import numpy as np
 
 import runs
-from metric import SCALE, Function, SharpnessResult, sharpness
+from curvature import PASSES, Curvature, Function, Report, curvature, expected_passes
+from metric import SCALE, SharpnessResult, sharpness
 from subspace import RandomSubspace
+
+if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from replicas import Replicas
+
+
+class Measurement(Protocol):
+    """A frozen data class of all that determines a result; `kind` is the folder that results of its type share."""
+
+    kind: ClassVar[str]
+    result_type: ClassVar[type]
+
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True)
-class Measurement:
+class SharpnessMeasurement:
     """Everything that determines a value of Metric 2.1: the function, the minimizer, the box and the maximiser.
 
     `space` is "full", or "random" with the `dimension` and `manifold` of A and the `trial`, its seed.
     """
+
+    kind: ClassVar[str] = "sharpness"
+    result_type: ClassVar[type] = SharpnessResult
 
     network: str
     definition: str
@@ -44,9 +61,67 @@ class Measurement:
         space = self.space if self.space == "full" else f"{self.manifold}{self.dimension}-t{self.trial}"
         return "-".join([self.network, self.weights_digest[:8], space, f"eps{self.epsilon:g}", self.solver])
 
+    @property
+    def passes(self) -> int:
+        """About how many forward passes over the data it takes: an evaluation an iteration, now and then another."""
+        return PASSES["gradient"] * (self.iterations + 2)
+
     def subspace(self, size: int) -> RandomSubspace | None:
         """Return A for `size` weights; None in the full space."""
         return None if self.space == "full" else RandomSubspace(size, self.dimension, self.trial, self.manifold)
+
+    def make(
+        self, objective: Function, w: np.ndarray, subspace: RandomSubspace | None, report: Report
+    ) -> SharpnessResult:
+        """Measure at the minimizer `w`, shape (n,), with `subspace(n)`, which several measurements may share."""
+        return sharpness(
+            objective,
+            w,
+            self.epsilon,
+            subspace=subspace,
+            solver=self.solver,
+            iterations=self.iterations,
+            scale=self.scale,
+            report=lambda note: report(PASSES["gradient"], note),
+        )
+
+
+@dataclass(frozen=True)
+class CurvatureMeasurement:
+    """Everything that determines the curvature: the first `samples` training samples, the minimizer, box and A."""
+
+    kind: ClassVar[str] = "curvature"
+    result_type: ClassVar[type] = Curvature
+    trial: ClassVar[int] = 0  # the seed of A
+
+    network: str
+    definition: str
+    dataset: str
+    data_digest: str
+    weights_digest: str
+    epsilon: float
+    samples: int
+    dimension: int
+    manifold: str
+
+    @property
+    def name(self) -> str:
+        """What a person looks for in a listing."""
+        subspace = f"{self.manifold}{self.dimension}"
+        return "-".join([self.network, self.weights_digest[:8], subspace, f"eps{self.epsilon:g}", f"n{self.samples}"])
+
+    @property
+    def passes(self) -> int:
+        """About how many forward passes over the data it takes."""
+        return expected_passes(self.dimension)
+
+    def subspace(self, size: int) -> RandomSubspace:
+        """Return A for `size` weights."""
+        return RandomSubspace(size, self.dimension, self.trial, self.manifold)
+
+    def make(self, objective: Function, w: np.ndarray, subspace: RandomSubspace, report: Report) -> Curvature:
+        """Measure at the minimizer `w`, shape (n,), with `subspace(n)`."""
+        return curvature(objective, w, self.epsilon, subspace, report=report)
 
 
 @dataclass(frozen=True)
@@ -54,7 +129,7 @@ class Measured:
     """A measurement, its result, and where that came from."""
 
     measurement: Measurement
-    result: SharpnessResult
+    result: object
     provenance: runs.Provenance
 
 
@@ -64,46 +139,52 @@ def digest(w: np.ndarray) -> str:
 
 
 def stored(run_dir: str | Path, measurement: Measurement) -> Measured | None:
-    """Return the measurement if `run_dir` has it; raises `UserError` where it is damaged."""
+    """Return the measurement if `run_dir` has it whole; raises `UserError` where it is of another version."""
     path = _path(run_dir, measurement)
-    if not path.exists():
+    kept = runs.read_record(path)
+    if kept is None or kept.get("measurement") != dataclasses.asdict(measurement):
         return None
-    with runs.reading(path, "delete it"):
-        kept = json.loads(path.read_text())
-        if kept["measurement"] != dataclasses.asdict(measurement):
-            raise ValueError("it holds another measurement")
-        return Measured(measurement, SharpnessResult(**kept["result"]), runs.Provenance(**kept["provenance"]))
+    with runs.reading(path, "move it away"):
+        return Measured(
+            measurement, _built(measurement.result_type, kept["result"]), _built(runs.Provenance, kept["provenance"])
+        )
 
 
-def measure(
-    objective: Function,
-    w: np.ndarray,
-    measurement: Measurement,
-    subspace: RandomSubspace | None,
+def keep(
     run_dir: str | Path,
+    measurement: Measurement,
+    make: Callable[[], object],
     origin: runs.Provenance,
-    report: Callable[[str], None],
+    replicas: Replicas,
+    wait: bool = True,
 ) -> Measured:
-    """Make a measurement of the minimizer `w`, shape (n,), in `measurement.subspace(n)`, and keep it in `run_dir`.
+    """Return the stored measurement, or `make()` its result and store it.
 
-    `origin` describes the process, as it was at its start.
+    `origin` describes the process, as it was at its start. Raises `BusyError` where another process makes this
+    measurement, unless told to `wait` for it.
     """
-    began = time.monotonic()
-    result = sharpness(
-        objective,
-        w,
-        measurement.epsilon,
-        subspace=subspace,
-        solver=measurement.solver,
-        iterations=measurement.iterations,
-        scale=measurement.scale,
-        report=report,
-    )
-    measured = Measured(measurement, result, origin.after(time.monotonic() - began))
-    runs.write_json(_path(run_dir, measurement), measured)
+    path = _path(run_dir, measurement)
+    with replicas.lock(path, wait):
+        found = stored(run_dir, measurement)
+        if replicas.agreed(found is not None, path):
+            return found
+        if replicas.chief and path.exists():
+            runs.set_aside(path, "is damaged or holds another measurement")
+        began = time.monotonic()
+        result = make()
+        measured = Measured(measurement, result, origin.after(time.monotonic() - began))
+        if replicas.chief:
+            runs.write_record(path, measured)
     return measured
 
 
 def _path(run_dir: str | Path, measurement: Measurement) -> Path:
-    folder = runs.folder(Path(run_dir) / "sharpness", measurement)
+    folder = runs.folder(Path(run_dir) / measurement.kind, measurement)
     return folder.with_name(f"{folder.name}.json")
+
+
+def _built(kind: type, content: dict):
+    """Return the data class, with data classes in its fields, of which `content` is the dictionary."""
+    types = get_type_hints(kind)
+    nested = {name: value for name, value in content.items() if dataclasses.is_dataclass(types.get(name))}
+    return kind(**(content | {name: _built(types[name], value) for name, value in nested.items()}))

@@ -41,8 +41,8 @@ class BatchStatisticsNormalization(keras.layers.Layer):
         self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta")
 
     def call(self, x):
-        replicas = tf.distribute.get_replica_context()
-        if replicas.num_replicas_in_sync == 1:
+        replicas = tf.distribute.get_replica_context()  # None outside of any replica
+        if replicas is None or replicas.num_replicas_in_sync == 1:
             return self._normalize_fused(x)
         axes = list(range(x.shape.rank - 1))
         wide = tf.cast(x, tf.float32)

@@ -5,8 +5,8 @@ Everything that needs tf.GradientTape on a full data set lives here; SciPy sees 
 
 import quiet_tensorflow  # noqa: F401
 
+import os
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,13 +14,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import memory
 import network_zoo
 import runs
 from errors import UserError
+from replicas import ALONE, Replicas
 
 CHUNK = 5000  # samples evaluated at once, as the original does; batch statistics are those of a chunk
 KERAS_1_EPSILON = 1e-7  # Keras 1 clipped the softmax to [epsilon, 1 - epsilon] before taking the logarithm
-RECOMPUTE_BYTES = 8 * 2**30  # what a chunk may keep for its gradient
+RECOMPUTE_BYTES = 8 * 2**30  # what a replica's part of a chunk may keep for its gradient
 Outputs = Literal["logits", "softmax"]
 
 
@@ -41,11 +43,17 @@ class Objective:
     are not trainable, which stay as they are (so ordinary BatchNormalization works in inference mode).
 
     The value is deterministic: samples in their given order, in near-equal chunks of at most 5000, dropout off,
-    computed in float32, summed in float64.
+    computed in float32, summed in float64. Each chunk may be split over replicas, which changes no more than rounding.
     """
 
     def __init__(
-        self, model: keras.Model, x: np.ndarray, y: np.ndarray, chunk: int = CHUNK, outputs: Outputs = "logits"
+        self,
+        model: keras.Model,
+        x: np.ndarray,
+        y: np.ndarray,
+        chunk: int = CHUNK,
+        outputs: Outputs = "logits",
+        replicas: Replicas = ALONE,
     ):
         """Take a model from (m, ...) inputs to (m, classes) outputs, samples x and their labels y of shape (m,).
 
@@ -57,8 +65,9 @@ class Objective:
         self.model = model
         self.samples = len(x)
         self.outputs = outputs
+        self.replicas = replicas
         self._check(x, y)
-        self._recompute = self._large(min(len(x), chunk))
+        self._recompute = self._large(-(-min(len(x), chunk) // replicas.count))
         self.shapes = [tuple(variable.shape) for variable in model.trainable_variables]
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
         pieces = -(-len(x) // chunk)
@@ -141,7 +150,7 @@ class Objective:
         batch_statistics = any(isinstance(layer, network_zoo.BatchStatisticsNormalization) for layer in layers)
         if not (batch_statistics and isinstance(self.model, keras.Sequential)):
             return False
-        return 4 * samples * sum(prod(layer.output.shape[1:]) for layer in layers) > RECOMPUTE_BYTES
+        return memory.kept_bytes(self.model, samples) > RECOMPUTE_BYTES
 
     def _losses(self, w: tf.Tensor, x: tf.Tensor, y: tf.Tensor, recompute: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Per-sample cross-entropy and logits of one chunk at the flat weights w."""
@@ -157,27 +166,42 @@ class Objective:
 
     @tf.function
     def _sums(self, w, x, y):
-        losses, logits = self._losses(w, x, y)
-        clipped = tf.clip_by_value(losses, -np.log1p(-KERAS_1_EPSILON), -np.log(KERAS_1_EPSILON))
-        correct = tf.argmax(logits, axis=1, output_type=y.dtype) == y
-        return tf.stack([tf.reduce_sum(tf.cast(values, tf.float64)) for values in (losses, clipped, correct)])
+        def replica(w, x, y):
+            (x, y), weight = self.replicas.split(x, y)
+            losses, logits = self._losses(w, x, y)
+            clipped = tf.clip_by_value(losses, -np.log1p(-KERAS_1_EPSILON), -np.log(KERAS_1_EPSILON))
+            correct = tf.argmax(logits, axis=1, output_type=y.dtype) == y
+            sums = [tf.reduce_sum(tf.cast(values, tf.float64)) for values in (losses, clipped, correct)]
+            return tf.stack(sums) * tf.cast(weight, tf.float64)
+
+        return self.replicas.total(replica, w, x, y)
 
     @tf.function
     def _loss_and_gradient(self, w, x, y):
-        with tf.GradientTape() as tape:
-            tape.watch(w)
-            losses, _ = self._losses(w, x, y, self._recompute)
-        return tf.reduce_sum(tf.cast(losses, tf.float64)), tape.gradient(losses, w)
+        def replica(w, x, y):
+            (x, y), weight = self.replicas.split(x, y)
+            with tf.GradientTape() as tape:
+                tape.watch(w)
+                losses, _ = self._losses(w, x, y, self._recompute)
+                losses *= weight
+            return tf.reduce_sum(tf.cast(losses, tf.float64)), tape.gradient(losses, w)
+
+        return self.replicas.total(replica, w, x, y)
 
     @tf.function
     def _curvature(self, w, v, x, y):
-        with tf.GradientTape() as outer:
-            outer.watch(w)
-            with tf.GradientTape() as inner:
-                inner.watch(w)
-                losses, _ = self._losses(w, x, y)
-            slope = tf.reduce_sum(inner.gradient(losses, w) * v)
-        return outer.gradient(slope, w)
+        def replica(w, v, x, y):
+            (x, y), weight = self.replicas.split(x, y)
+            with tf.GradientTape() as outer:
+                outer.watch(w)
+                with tf.GradientTape() as inner:
+                    inner.watch(w)
+                    losses, _ = self._losses(w, x, y)
+                    losses *= weight
+                slope = tf.reduce_sum(inner.gradient(losses, w) * v)
+            return outer.gradient(slope, w)
+
+        return self.replicas.total(replica, w, v, x, y)
 
 
 def pixels(x: tf.Tensor) -> tf.Tensor:
@@ -195,7 +219,7 @@ def read_weights(model: keras.Model, path: str | Path) -> np.ndarray:
 
     Raises `UserError` where the file is missing, damaged, of another network, or not finite.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # unlike pathlib's, false for any name that cannot be one of a file
         raise UserError(f"There is no weights file {path}.")
     if not str(path).endswith(".weights.h5"):
         raise UserError(f"{path} is not named as Keras names weights, *.weights.h5; rename it if it is such a file.")

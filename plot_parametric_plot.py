@@ -2,7 +2,8 @@
 
 Trains a network with small-batch and with large-batch ADAM from one starting point, evaluates loss and accuracy on
 training and test set along a path through the two minimizers (alpha = 0: small batch, alpha = 1: large batch), and
-draws the figure over the original's curves. Trained minimizers are kept and reused.
+draws the figure over the original's curves. Trained minimizers and evaluated points are kept and reused, and several
+processes with one --run_dir share the work.
 
     python plot_parametric_plot.py -n C1
     python plot_parametric_plot.py -n F1 --epochs 20 --curve curvilinear
@@ -11,17 +12,18 @@ draws the figure over the original's curves. Trained minimizers are kept and reu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from absl import flags
 
 import cli
+import measurements
 import paper
 import runs
+import tasks
 from errors import UserError
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
@@ -51,6 +53,28 @@ class Point:
 
 
 @dataclass(frozen=True)
+class PointMeasurement:
+    """Everything that determines a `Point`: the function, the two minimizers, the path and the place on it."""
+
+    kind: ClassVar[str] = "curves"
+    result_type: ClassVar[type] = Point
+
+    network: str
+    definition: str
+    dataset: str
+    data_digest: str
+    small_digest: str
+    large_digest: str
+    curve: str
+    alpha: float
+
+    @property
+    def name(self) -> str:
+        """What a person looks for in a listing."""
+        return "-".join([self.network, self.small_digest[:8], self.large_digest[:8], self.curve, f"{self.alpha:g}"])
+
+
+@dataclass(frozen=True)
 class Summary:
     """What the .json file holds. `rms_difference_to_original` compares clipped losses (nats) and accuracies (percent
     points) with the original's at our alphas, where a curve was published."""
@@ -75,29 +99,14 @@ def path_point(curve: str, alpha: float, small: np.ndarray, large: np.ndarray) -
     return np.sin(alpha * np.pi / 2) * large + np.cos(alpha * np.pi / 2) * small
 
 
-def parametric_curve(
-    train: Objective,
-    test: Objective,
-    small: np.ndarray,
-    large: np.ndarray,
-    alphas: np.ndarray,
-    curve: str,
-    report: Callable[[int, str], None],
-) -> list[Point]:
-    """Evaluate the training and the test `Objective` at each alpha of the path between two weight vectors (n,)."""
-    points = []
-    for alpha in alphas.tolist():
-        w = path_point(curve, alpha, small, large)
-        on_train, on_test = train.evaluate(w), test.evaluate(w)
-        points.append(
-            Point(
-                alpha,
-                *(on_train.loss, on_train.clipped_loss, on_train.accuracy),
-                *(on_test.loss, on_test.clipped_loss, on_test.accuracy),
-            )
-        )
-        report(train.samples + test.samples, f"alpha {alpha:+.3f} loss {on_train.loss:.4f} {on_train.accuracy:.2f}%")
-    return points
+def evaluate(train: Objective, test: Objective, alpha: float, w: np.ndarray) -> Point:
+    """Evaluate the training and the test `Objective` at the weights `w`, shape (n,), which lie at `alpha`."""
+    on_train, on_test = train.evaluate(w), test.evaluate(w)
+    return Point(
+        alpha,
+        *(on_train.loss, on_train.clipped_loss, on_train.accuracy),
+        *(on_test.loss, on_test.clipped_loss, on_test.accuracy),
+    )
 
 
 def rms_difference(points: list[Point], original: list[paper.CurvePoint]) -> dict[str, float]:
@@ -121,13 +130,14 @@ def define_flags() -> None:
     cli.define_recipe_flags()
     group = {"module_name": "Parametric plot"}
     flags.DEFINE_enum("curve", "linear", list(CURVES), "Figure 3 or Figure 7.", **group)
-    flags.DEFINE_integer("points", POINTS, "Points of the path.", lower_bound=2, **group)
+    flags.DEFINE_integer("points", POINTS, "Points of the path.", lower_bound=2, upper_bound=10_000, **group)
     for end, alpha in zip(("min", "max"), ALPHAS, strict=True):
         flags.DEFINE_float(f"alpha_{end}", alpha, "An end of the path.", lower_bound=-100, upper_bound=100, **group)
     for size in ("small", "large"):
         flags.DEFINE_string(
             f"{size}_batch_weights", None, f"A .weights.h5 file to take as the {size}-batch minimizer.", **group
         )
+    cli.define_machine_flags()
     cli.define_folder_flags()
 
 
@@ -180,40 +190,65 @@ def main(options: flags.FlagValues) -> None:
     cli.check_network(options)
     if not options.alpha_min < options.alpha_max:
         raise UserError(f"--alpha_min ({options.alpha_min}) must be less than --alpha_max ({options.alpha_max}).")
+    task = tasks.task(options.task_index, options.task_count)
     import figures
     import network_zoo
+    import replicas as distribution
     from objective import Objective, read_weights
-    from training import samples_to_train
 
     origin, began = runs.provenance(), time.monotonic()
     network = network_zoo.get(options.network)
+    replicas = distribution.choose(options.strategy)
     runs.check_writable(options.figure_dir, options.result_dir, options.run_dir)
     data = cli.load_data(options, network)
     recipes = cli.recipes(options, network, data)
     model = recipes[0].build(data)
-    given = {
-        label: (read_weights(model, file), cli.Side(file, None, None, None))
-        for label, file in zip(("SB", "LB"), weights_files(options), strict=True)
-        if file
-    }
-    to_train = {
-        label: (recipe, samples_to_train(recipe, data, options.run_dir, options.retrain, options.test_history))
-        for label, recipe in zip(("SB", "LB"), recipes, strict=True)
-        if label not in given
-    }
-    alphas = np.linspace(options.alpha_min, options.alpha_max, options.points)
-    # The two minimizers themselves are evaluated even where the path's points leave them out.
-    all_alphas = np.union1d(alphas, [0.0, 1.0])
+    found, sides, to_train = {}, {}, {}
+    for label, file, recipe in zip(("SB", "LB"), weights_files(options), recipes, strict=True):
+        if file:
+            found[label], sides[label] = read_weights(model, file), cli.Side(file, None, None, None)
+        else:
+            to_train[label] = recipe
+    trained, origins = cli.train(to_train, data, options, replicas)
+    found, sides = found | trained, sides | origins
+    x_small, x_large, small, large = found["SB"], found["LB"], sides["SB"], sides["LB"]
 
-    evaluated = len(all_alphas) * (len(data.x_train) + len(data.x_test))
-    with cli.Progress(trained=sum(samples for _, samples in to_train.values()), evaluated=evaluated) as progress:
-        found = dict(given)
-        for label, (recipe, _) in to_train.items():
-            minimizer, side = cli.train(recipe, data, options, progress.training(f"{network.name} {label}"))
-            found[label] = minimizer.weights, side
-        (x_small, small), (x_large, large) = found["SB"], found["LB"]
-        train, test = Objective(model, data.x_train, data.y_train), Objective(model, data.x_test, data.y_test)
-        everything = parametric_curve(train, test, x_small, x_large, all_alphas, options.curve, progress.evaluating)
+    alphas = np.linspace(options.alpha_min, options.alpha_max, options.points)
+    places = [
+        PointMeasurement(
+            network=network.name,
+            definition=options.definition,
+            dataset=data.name,
+            data_digest=data.digest,
+            small_digest=measurements.digest(x_small),
+            large_digest=measurements.digest(x_large),
+            curve=options.curve,
+            alpha=alpha,
+        )
+        # The two minimizers themselves are evaluated even where the path's points leave them out.
+        for alpha in np.union1d(alphas, [0.0, 1.0]).tolist()
+    ]
+    train = Objective(model, data.x_train, data.y_train, replicas=replicas)
+    test = Objective(model, data.x_test, data.y_test, replicas=replicas)
+
+    def keep(place: PointMeasurement, wait: bool) -> Point:
+        def make() -> Point:
+            return evaluate(train, test, place.alpha, path_point(place.curve, place.alpha, x_small, x_large))
+
+        point = measurements.keep(options.run_dir, place, make, origin, replicas, wait).result
+        progress.evaluating(
+            samples, f"alpha {point.alpha:+.3f} loss {point.train_loss:.4f} {point.train_accuracy:.2f}%"
+        )
+        return point
+
+    share, samples = task.share(places), len(data.x_train) + len(data.x_test)
+    with cli.Progress(evaluated=len(share) * samples) as progress:
+        everything = list(tasks.each(share, keep).values())
+    if not replicas.chief:
+        return
+    if task.count > 1:
+        print(cli.collected_later(task, f"{len(share)} points", options.run_dir))
+        return
     points = [point for point in everything if point.alpha in alphas]
     ends = [point for point in everything if point.alpha in (0, 1)]
 
@@ -226,7 +261,7 @@ def main(options: flags.FlagValues) -> None:
         curve=options.curve,
         small_batch=small,
         large_batch=large,
-        distance_ratio=None if given else small.distance_from_start / large.distance_from_start,
+        distance_ratio=small.distance_from_start / large.distance_from_start if len(trained) == 2 else None,
         distance_between=float(np.linalg.norm(x_small - x_large)),
         rms_difference_to_original=rms_difference(points, original),
         data_source=data.source,
@@ -236,7 +271,7 @@ def main(options: flags.FlagValues) -> None:
     result = Path(options.result_dir) / name
     runs.write_csv(result.with_name(f"{name}.csv"), points)
     runs.write_json(result.with_name(f"{name}.json"), summary)
-    length = "given minimizers" if len(given) == 2 else f"{options.epochs} epochs, seed {options.seed}"
+    length = f"{options.epochs} epochs, seed {options.seed}" if trained else "given minimizers"
     title = f"{network.name} on {data.name} ({options.definition} definition), {length}"
     figure = figures.parametric_plot(points, original, title, CURVES[options.curve])
     written = figures.save(figure, Path(options.figure_dir) / name)

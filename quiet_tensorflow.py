@@ -11,6 +11,7 @@ import tempfile
 
 def _start() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever a user has chosen for other work
     try:
         terminal = os.dup(2)
     except OSError:  # standard error is closed, so nothing will be shown anyway

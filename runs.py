@@ -1,31 +1,48 @@
-"""The store: one folder a recipe, files that are whole or absent, and where each result came from.
+"""The store: one folder a recipe, whole files with checksums, one writer at a time, and where each result came from.
 
 A recipe is any frozen dataclass with a `name`; its folder is `<run_dir>/<name>-<digest>`. The digest covers the fields
 that differ from their defaults, so a field added to the recipe later leaves the folders of earlier runs where they are.
+
+A file in such a folder counts once it is listed in SHA256SUMS, which `sha256sum -c` checks; a record, a single JSON
+file, holds its own SHA-256. What does not match is set aside under another name, never overwritten or believed.
 """
 
 import csv
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import platform
+import re
+import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from errors import MachineError, UserError
+from filelock import FileLock, SoftFileLock, Timeout
+
+from errors import BusyError, MachineError, UserError
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy")
+SUMS = "SHA256SUMS"
+TEMPORARY = r"\.[0-9a-f]{8}\."  # before the name of a file that is being written
+
+log = logging.getLogger("large_batch_training")  # what a user should know and no result tells
 
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a result came from: what computed it, from which commit, when (UTC) and in how many seconds."""
+    """Where a result came from: what computed it, from which commit, when (UTC) and in how many seconds.
+
+    `earlier` describes the processes, in the same terms, of which this one took over an unfinished training.
+    """
 
     command: str
     commit: str
@@ -34,6 +51,7 @@ class Provenance:
     machine: str
     finished: str = ""
     wall_seconds: float = 0.0
+    earlier: list[dict] = dataclasses.field(default_factory=list)
 
     def after(self, wall_seconds: float) -> "Provenance":
         """Return the provenance of a result that is finished now and took `wall_seconds`."""
@@ -92,8 +110,8 @@ def writing(path: str | Path) -> Iterator[Path]:
     Raises `MachineError` where the file system refuses; `path` then still holds what it held before.
     """
     path = Path(path)
-    # The process's own number keeps two writers apart, the full name keeps suffixes that libraries insist on.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    # Chance keeps writers apart, also those of other machines; the full name keeps suffixes that libraries insist on.
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -101,10 +119,133 @@ def writing(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise MachineError(f"{path} could not be written: {error.strerror or error}.") from error
+        raise MachineError(f"{path} could not be written: {_reason(error)}.") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _reason(error: OSError) -> str:
+    """Say what the system says, which HDF5 wraps in words of its own."""
+    number = error.errno or next(map(int, re.findall(r"errno = (\d+)", str(error))), None)
+    return os.strerror(number) if number else str(error)
+
+
+@contextmanager
+def lock(path: str | Path, wait: bool = True) -> Iterator[None]:
+    """Be the only writer of `path`, a file or a folder; what killed writers left half written is cleared away.
+
+    Another process that holds it is waited for, with a message, or `BusyError` is raised. The lock is the kernel's
+    (flock) and free once its process is dead. On NFS it is the server's: that of a machine that died is free when its
+    lease has run out. Where a file system has no flock, a file with the holder's name is the lock, and is known to be
+    stale on the holder's own machine only; elsewhere it must be deleted by hand. Raises `MachineError` where neither
+    can be made.
+    """
+    path = Path(path)
+    held = FileLock(path.with_name(f".{path.name}.lock"))
+    note = Path(held.lock_file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(blocking=False)
+        except Timeout as busy:
+            holder = " ".join(note.read_text().split()) or "another process"
+            if not wait:
+                raise BusyError(f"{path} is in the hands of {holder}.") from busy
+            log.warning("%s is in the hands of %s; waiting for it.", path, holder)
+            held.acquire(poll_interval=0.5)
+        if not isinstance(held, SoftFileLock):  # whose file says so already
+            note.write_text(f"process {os.getpid()} on {platform.node()}")
+    except OSError as error:
+        raise MachineError(f"{path} could not be locked: {_reason(error)}.") from error
+    try:
+        for folder, name in ((path.parent, re.escape(path.name)), (path, ".*")):
+            for file in folder.iterdir() if folder.is_dir() else ():
+                if re.fullmatch(TEMPORARY + name, file.name):
+                    file.unlink(missing_ok=True)
+        yield
+    finally:
+        held.release()
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename a file that cannot be used, so that it is in nobody's way and not lost, and say so."""
+    aside = next(name for i in range(1, 10_000) if not (name := path.with_name(f"{path.name}.damaged-{i}")).exists())
+    os.replace(path, aside)
+    log.warning("%s %s; it was set aside as %s.", path, reason, aside.name)
+
+
+class Folder:
+    """A recipe's folder. To be changed only by who holds its `lock`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def sums(self) -> dict[str, str]:
+        """Return the SHA-256 of every file that counts, by name."""
+        try:
+            text = (self.path / SUMS).read_text(errors="replace")
+        except FileNotFoundError:
+            return {}
+        return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", text, re.MULTILINE)}
+
+    def whole(self, *names: str) -> bool:
+        """Say whether the files count and are as they were written."""
+        sums = self.sums()
+        return all(name in sums and sums[name] == _file_digest(self.path / name) for name in names)
+
+    def seal(self, *names: str, dropping: Iterable[str] = ()) -> None:
+        """Make written files count, all at once, and delete others that no longer shall."""
+        dropped = set(dropping)
+        sums = {name: digest for name, digest in self.sums().items() if name not in dropped}
+        sums |= {name: _file_digest(self.path / name) for name in names}
+        with writing(self.path / SUMS) as temporary:
+            temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+        for name in dropped:
+            (self.path / name).unlink(missing_ok=True)
+
+    def sweep(self, pattern: str) -> None:
+        """Delete the files of a pattern that do not count: a process was killed before or after they did."""
+        for path in self.path.glob(pattern):
+            if path.name not in self.sums():
+                path.unlink(missing_ok=True)
+
+    def set_aside_damaged(self) -> None:
+        """Set aside every file that is not as it was written, with a message."""
+        sums = self.sums()
+        for name in sums:
+            if not self.whole(name):
+                if (self.path / name).exists():
+                    set_aside(self.path / name, "is damaged: its checksum differs")
+                self.seal(dropping=[name])
+
+
+def _file_digest(path: Path) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def write_record(path: str | Path, record) -> None:
+    """Write a dataclass as JSON that holds its own checksum."""
+    content = json.loads(json.dumps(record, default=dataclasses.asdict))
+    write_json(path, content | {"sha256": _content_digest(content)})
+
+
+def read_record(path: str | Path) -> dict | None:
+    """Return what `write_record` wrote, as dictionaries; None where there is nothing, or nothing whole."""
+    try:
+        content = json.loads(Path(path).read_text())
+        digest = content.pop("sha256")
+    except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return content if digest == _content_digest(content) else None
+
+
+def _content_digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: str | Path, content) -> None:
@@ -134,21 +275,28 @@ def read_csv(path: str | Path, row_type: type) -> list:
 
 
 @contextmanager
-def reading(path: Path, remedy: str = "delete it, or train anew with --retrain") -> Iterator[None]:
-    """Turn whatever goes wrong while a stored run is read into one `UserError` that says how to go on."""
+def reading(path: Path, remedy: str = "move it away, or train anew with --retrain") -> Iterator[None]:
+    """Turn whatever goes wrong while a whole file is read into one `UserError` that says how to go on."""
     try:
         yield
-    except Exception as error:  # damaged files make libraries raise nearly anything
-        raise UserError(f"The stored {path} is damaged ({error}); {remedy}.") from error
+    except Exception as error:  # files of another version make libraries raise nearly anything
+        raise UserError(f"The stored {path} is of another kind or version ({error}); {remedy}.") from error
+
+
+def check_space(folder: str | Path, needed: int) -> None:
+    """Raise `MachineError` unless the disk of a folder that exists has `needed` bytes: asked before hours of work."""
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise MachineError(
+            f"The disk of {folder} has {free / 1e6:,.0f} MB left, but about {needed / 1e6:,.0f} MB will be written."
+        )
 
 
 def check_writable(*directories: str | Path) -> None:
     """Raise `UserError` unless files can be made in each directory (created if need be): asked before hours of work."""
     for directory in directories:
-        probe = Path(directory) / f".{os.getpid()}.probe"
         try:
-            probe.parent.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
+            Path(directory).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
         except OSError as error:
-            raise UserError(f"The folder {directory} cannot be written to ({error.strerror}); name another.") from error
+            raise UserError(f"The folder {directory} cannot be written to ({_reason(error)}); name another.") from error

@@ -1,9 +1,9 @@
 """Sharpness of minimizers (Tables 3 and 4, section 2.2.2 of Keskar et al., 2017).
 
 Trains a network with small-batch and with large-batch ADAM, or reuses what is trained, and measures Metric 2.1 of both
-minimizers over the whole training set, in the full space and in random subspaces, beside the paper's values. Each
-measurement is kept and reused. With --curvature it looks at the Hessian and the loss around instead, over the first
-10,000 training samples unless told otherwise.
+minimizers over the whole training set, in the full space and in random subspaces, beside the paper's values. With
+--curvature it looks at the Hessian and the loss around instead, over the first 10,000 training samples unless told
+otherwise. Each measurement is kept and reused, and several processes with one --run_dir share the work.
 
     python sharpness.py -n C2 --eps 5e-4
     python sharpness.py -n F1 --solver=both --trials=5
@@ -14,7 +14,6 @@ measurement is kept and reused. With --curvature it looks at the Hessian and the
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +25,18 @@ from absl import flags
 import cli
 import measurements
 import runs
+import tasks
 from errors import UserError
-from measurements import Measured, Measurement
+from measurements import CurvatureMeasurement, Measured, Measurement, SharpnessMeasurement
 from metric import ITERATIONS, SCALE, SOLVERS, SharpnessResult, sharpness
 from sharpness_tables import DIMENSION, comparison, curvature_table, detail_table, values
 from subspace import MANIFOLDS, RandomSubspace, check_dimension
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
-    from curvature import Curvature
     from data_zoo import DataSet
     from network_zoo import Network
     from objective import Objective
+    from replicas import Replicas
     from training import Recipe
 
 __all__ = ["SharpnessResult", "sharpness"]
@@ -47,8 +47,8 @@ CURVATURE_SAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Summary:
-    """What the .json file holds: by minimizer, its origin and its measurements, or with --curvature its curvature, over
-    the first `samples` training samples. `weights` are the digests of the minimizers."""
+    """What the .json file holds: by minimizer, its origin and its measurements, over the first `samples` training
+    samples. `weights` are the digests of the minimizers."""
 
     network: str
     dataset: str
@@ -57,7 +57,7 @@ class Summary:
     samples: int
     minimizers: dict[str, cli.Side]
     weights: dict[str, str]
-    results: dict[str, list[Measured]] | dict[str, Curvature]
+    results: dict[str, list[Measured]]
     data_source: str
     provenance: runs.Provenance
 
@@ -70,9 +70,11 @@ def define_flags() -> None:
     flags.DEFINE_list("space", list(SPACES), "full (Table 3), random (Table 4) or both.", **group)
     flags.DEFINE_integer("dimension", DIMENSION, "Dimension of the random subspaces.", lower_bound=1, **group)
     flags.DEFINE_enum("manifold", MANIFOLDS[0], MANIFOLDS, "How the random subspaces are drawn.", **group)
-    flags.DEFINE_integer("trials", 1, "Random subspaces to measure in.", lower_bound=1, **group)
+    flags.DEFINE_integer("trials", 1, "Random subspaces to measure in.", lower_bound=1, upper_bound=10_000, **group)
     flags.DEFINE_enum("solver", "lbfgsb", [*SOLVERS, "both"], "What maximises the loss over the box.", **group)
-    flags.DEFINE_integer("iterations", ITERATIONS, "Iterations of the solver.", lower_bound=1, **group)
+    flags.DEFINE_integer(
+        "iterations", ITERATIONS, "Iterations of the solver.", lower_bound=1, upper_bound=10**6, **group
+    )
     flags.DEFINE_float("scale", SCALE, "Largest slope that L-BFGS-B sees at the start; see metric.py.", **group)
     flags.DEFINE_string("weights", None, "A .weights.h5 file to measure instead of training.", **group)
     flags.DEFINE_boolean(
@@ -81,6 +83,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "curvature_samples", CURVATURE_SAMPLES, "Training samples of --curvature.", lower_bound=1, **group
     )
+    cli.define_machine_flags()
     cli.define_folder_flags(figures=False)
 
 
@@ -129,44 +132,38 @@ def stem(options: flags.FlagValues, network: Network, data: DataSet, recipes: tu
 
 
 def find_minimizers(
-    options: flags.FlagValues, data: DataSet, recipes: tuple[Recipe, Recipe]
+    options: flags.FlagValues, data: DataSet, recipes: tuple[Recipe, Recipe], labels: list[str], replicas: Replicas
 ) -> tuple[dict[str, np.ndarray], dict[str, cli.Side]]:
-    """Return the weights (n,) of the given minimizer, or of the small-batch and large-batch ones, and their origins."""
+    """Return the weights (n,) of the minimizers of these labels, the given one or trained ones, and their origins."""
     from objective import read_weights
-    from training import samples_to_train
 
     if options.weights:
         weights = read_weights(recipes[0].build(data), options.weights)
         return {"given": weights}, {"given": cli.Side(options.weights, None, None, None)}
-    samples = [samples_to_train(each, data, options.run_dir, options.retrain, options.test_history) for each in recipes]
-    found, sides = {}, {}
-    with cli.Progress(trained=sum(samples)) as progress:
-        for label, recipe in zip(("SB", "LB"), recipes, strict=True):
-            minimizer, sides[label] = cli.train(recipe, data, options, progress.training(f"{recipe.network} {label}"))
-            found[label] = minimizer.weights
-    return found, sides
+    asked = dict(zip(("SB", "LB"), recipes, strict=True))
+    return cli.train({label: asked[label] for label in labels}, data, options, replicas)
 
 
-def wanted(options: flags.FlagValues, data: DataSet, recipe: Recipe, w: np.ndarray) -> list[Measurement]:
-    """Return what the flags ask to measure at a minimizer, with those in one subspace side by side."""
-    at = Measurement(
+def wanted(options: flags.FlagValues, data: DataSet, recipe: Recipe, samples: int) -> list[Measurement]:
+    """Return what the flags ask to measure at any minimizer, with what is in one subspace side by side."""
+    common = dict(
         network=recipe.network,
         definition=recipe.definition,
         dataset=data.name,
         data_digest=data.digest,
-        weights_digest=measurements.digest(w),
-        epsilon=0.0,
-        solver="",
-        iterations=options.iterations,
-        scale=options.scale,
+        weights_digest="",
     )
-    places = [at] if "full" in options.space else []
+    drawn = dict(dimension=options.dimension, manifold=options.manifold)
+    if options.curvature:
+        return [CurvatureMeasurement(**common, samples=samples, epsilon=epsilons(options)[0], **drawn)]
+    places = [{"space": "full"}] if "full" in options.space else []
     if "random" in options.space:
-        drawn = dataclasses.replace(at, space="random", dimension=options.dimension, manifold=options.manifold)
-        places += [dataclasses.replace(drawn, trial=trial) for trial in range(options.trials)]
+        places += [{"space": "random", "trial": trial, **drawn} for trial in range(options.trials)]
     solvers = list(SOLVERS) if options.solver == "both" else [options.solver]
     return [
-        dataclasses.replace(place, epsilon=eps, solver=solver)
+        SharpnessMeasurement(
+            **common, **place, epsilon=eps, solver=solver, iterations=options.iterations, scale=options.scale
+        )
         for place in places
         for eps in epsilons(options)
         for solver in solvers
@@ -176,56 +173,36 @@ def wanted(options: flags.FlagValues, data: DataSet, recipe: Recipe, w: np.ndarr
 def measure(
     objective: Objective,
     minimizers: dict[str, np.ndarray],
-    wishes: dict[str, list[Measurement]],
+    wishes: dict[Measurement, str],
     run_dir: str,
     origin: runs.Provenance,
-) -> dict[str, list[Measured]]:
-    """Return all measurements that are wished for, by minimizer: the kept ones, and new ones."""
-    # Each subspace is used at every minimizer before the next is drawn.
-    in_order = [pair for same in zip(*wishes.values(), strict=True) for pair in zip(wishes, same, strict=True)]
-    missing = {wish: label for label, wish in in_order if not measurements.stored(run_dir, wish)}
-    # An iteration takes one evaluation, and now and then the line search another; a gradient costs two losses more.
-    samples = {wish: 3 * objective.samples * (wish.iterations + 2) for wish in missing}
-    subspace, drawn_for = None, None
+    replicas: Replicas,
+) -> dict[Measurement, Measured]:
+    """Return all measurements that are wished for, each at the minimizer of its label: the kept ones, and new ones."""
+    subspaces: dict[tuple, RandomSubspace | None] = {}  # the last one, for measurements side by side
+
+    def subspace(wish: Measurement) -> RandomSubspace | None:
+        place = wish.dimension, wish.manifold, wish.trial
+        if place not in subspaces:
+            subspaces.clear()  # frees the last one before the next is drawn
+            subspaces[place] = wish.subspace(objective.size)
+        return subspaces[place]
+
+    samples = {wish: 0 if measurements.stored(run_dir, wish) else objective.samples * wish.passes for wish in wishes}
+
+    def keep(wish: Measurement, wait: bool) -> Measured:
+        with progress.job(samples[wish], f"{wishes[wish]} {wish.name}") as report:
+
+            def make() -> object:
+                def passed(passes: int, note: str) -> None:
+                    report(passes * objective.samples, note)
+
+                return wish.make(objective, minimizers[wishes[wish]], subspace(wish), passed)
+
+            return measurements.keep(run_dir, wish, make, origin, replicas, wait)
+
     with cli.Progress(evaluated=sum(samples.values())) as progress:
-        for wish, label in missing.items():
-            if drawn_for != (place := (wish.dimension, wish.manifold, wish.trial)):
-                subspace = None  # frees the last one before the next is drawn
-                subspace, drawn_for = wish.subspace(objective.size), place
-            note = f"{label} {wish.space} eps {wish.epsilon:g} {wish.solver}"
-            with progress.job(samples[wish], note) as report:
-                measurements.measure(
-                    objective,
-                    minimizers[label],
-                    wish,
-                    subspace,
-                    run_dir,
-                    origin,
-                    report=functools.partial(report, 3 * objective.samples),
-                )
-    return {label: [measurements.stored(run_dir, wish) for wish in those] for label, those in wishes.items()}
-
-
-def measure_curvature(
-    objective: Objective, minimizers: dict[str, np.ndarray], options: flags.FlagValues
-) -> dict[str, Curvature]:
-    """Return the curvature at each minimizer, with the largest box and the first A that the flags name."""
-    from curvature import curvature, expected_passes
-
-    subspace = RandomSubspace(objective.size, options.dimension, 0, options.manifold)
-    expected = expected_passes(options.dimension) * objective.samples
-    found = {}
-    with cli.Progress(evaluated=expected * len(minimizers)) as progress:
-        for label, w in minimizers.items():
-            with progress.job(expected, label) as report:
-                found[label] = curvature(
-                    objective,
-                    w,
-                    max(options.eps),
-                    subspace,
-                    report=lambda passes, note: report(passes * objective.samples, note),
-                )
-    return found
+        return tasks.each(list(wishes), keep)
 
 
 def as_published(network: Network, data: DataSet, recipes: tuple[Recipe, Recipe]) -> bool:
@@ -238,28 +215,43 @@ def as_published(network: Network, data: DataSet, recipes: tuple[Recipe, Recipe]
 def main(options: flags.FlagValues) -> None:
     """Train or find the minimizers, measure them, print the tables and write the numbers."""
     check(options)
+    task = tasks.task(options.task_index, options.task_count)
     import network_zoo
+    import replicas as distribution
     from objective import Objective
 
     origin, began = runs.provenance(), time.monotonic()
     network = network_zoo.get(options.network)
+    replicas = distribution.choose(options.strategy)
     runs.check_writable(options.result_dir, options.run_dir)
     data = cli.load_data(options, network)
     recipes = cli.recipes(options, network, data)
     model = recipes[0].build(data)
     samples = min(options.curvature_samples, len(data.x_train)) if options.curvature else len(data.x_train)
-    objective = Objective(model, data.x_train[:samples], data.y_train[:samples])
+    objective = Objective(model, data.x_train[:samples], data.y_train[:samples], replicas=replicas)
     if "random" in options.space or options.curvature:
         check_dimension(objective.size, options.dimension)
-    minimizers, sides = find_minimizers(options, data, recipes)
+
+    labels = ["given"] if options.weights else ["SB", "LB"]
+    plan = [(label, wish) for wish in wanted(options, data, recipes[0], samples) for label in labels]
+    plan = task.share(plan)  # with what is in one subspace side by side
+    labels = [label for label in labels if label in dict(plan)]
+    minimizers, sides = find_minimizers(options, data, recipes, labels, replicas)
+    digests = {label: measurements.digest(w) for label, w in minimizers.items()}
+    asked = [(label, dataclasses.replace(wish, weights_digest=digests[label])) for label, wish in plan]
+    wishes = {wish: label for label, wish in asked}
+    found = measure(objective, minimizers, wishes, options.run_dir, origin, replicas)
+    if not replicas.chief:
+        return
+    if task.count > 1:
+        print(cli.collected_later(task, f"{len(found)} measurements", options.run_dir))
+        return
+    results = {label: [found[wish] for of, wish in asked if of == label] for label in labels}
 
     result = Path(options.result_dir) / stem(options, network, data, recipes)
     if options.curvature:
-        results = measure_curvature(objective, minimizers, options)
-        title, text = "Curvature", curvature_table(results)
+        title, text = "Curvature", curvature_table({label: those[0].result for label, those in results.items()})
     else:
-        wishes = {label: wanted(options, data, recipes[0], w) for label, w in minimizers.items()}
-        results = measure(objective, minimizers, wishes, options.run_dir, origin)
         comparable = as_published(network, data, recipes)
         rows = [values(measured, label, comparable) for label, measured in results.items()]
         runs.write_csv(result.with_name(f"{result.name}.csv"), [row for some in rows for row in some])
@@ -275,7 +267,7 @@ def main(options: flags.FlagValues) -> None:
         definition=options.definition,
         samples=samples,
         minimizers=sides,
-        weights={label: measurements.digest(w) for label, w in minimizers.items()},
+        weights=digests,
         results=results,
         data_source=data.source,
         provenance=origin.after(time.monotonic() - began),

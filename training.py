@@ -1,30 +1,36 @@
-"""The one training loop: a recipe determines a minimizer, bit by bit.
+"""A recipe determines a minimizer, bit by bit.
 
-Batches depend on (seed, epoch) and dropout on (seed, step) alone, and the state after each epoch is kept, so a killed
-training continues where it was and ends at the same weights.
+The state after each epoch is kept, so a killed training continues where it was and ends at the same weights.
 """
 
 import quiet_tensorflow  # noqa: F401
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import NoReturn
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+import interruption
+import memory
 import network_zoo
 import runs
 from data_zoo import DataSet
-from errors import MachineError, UserError
-from objective import Objective, flat_weights, pixels, read_weights, write_weights
+from errors import Interrupted, MachineError, UserError
+from objective import Objective, flat_weights, read_weights, write_weights
+from replicas import ALONE, Replicas, failure
+from training_loop import RECOMPUTE_FROM, DivergedError, Epoch, Position, TrainingLoop, read_position
 
-BLOCK = 4096  # samples trained between two reports of progress
-RECOMPUTE_FROM = 1000  # samples of a batch whose memory counts for more than a little time
+RESULT = ("minimizer.weights.h5", "start.weights.h5", "history.csv", "provenance.json")
+CHECKPOINTS = "checkpoint-*.npz"
+KEPT_CHECKPOINTS = 2
+BYTES_A_WEIGHT = 4 * (2 + 3 * (KEPT_CHECKPOINTS + 1))  # start and minimizer, checkpoints with ADAM's two moments
 
 Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note on the state
 
@@ -75,17 +81,6 @@ class Recipe:
         return network_zoo.get(self.network).build(self.definition, data.classes, self.seed, precision)
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """A row of the history: mean loss (nats) and accuracy (percent), training as seen while the weights moved."""
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float | None = None
-    test_accuracy: float | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Minimizer:
     """Where a recipe leads: flat float64 weights of shape (n,), where they started, and how they came about."""
@@ -103,25 +98,25 @@ class Minimizer:
 
 
 def stored(recipe: Recipe, data: DataSet, run_dir: str | Path, test_history: bool = False) -> Minimizer | None:
-    """Return the minimizer of the recipe if `run_dir` has it.
+    """Return the minimizer of the recipe if `run_dir` has it whole.
 
-    Raises `UserError` where the stored run is damaged, or has no test history though one is asked for.
+    Raises `UserError` where the stored run is of another version, or has no test history though one is asked for.
     """
-    folder = runs.folder(run_dir, recipe)
-    if not (folder / "minimizer.weights.h5").exists():
+    folder = runs.Folder(runs.folder(run_dir, recipe))
+    if not folder.whole(*RESULT):
         return None
-    with runs.reading(folder):
+    with runs.reading(folder.path):
         model = recipe.build(data)
         found = Minimizer(
             recipe,
-            weights=read_weights(model, folder / "minimizer.weights.h5"),
-            start=read_weights(model, folder / "start.weights.h5"),
-            history=runs.read_csv(folder / "history.csv", Epoch),
-            provenance=runs.Provenance(**json.loads((folder / "provenance.json").read_text())),
+            weights=read_weights(model, folder.path / "minimizer.weights.h5"),
+            start=read_weights(model, folder.path / "start.weights.h5"),
+            history=runs.read_csv(folder.path / "history.csv", Epoch),
+            provenance=runs.Provenance(**json.loads((folder.path / "provenance.json").read_text())),
         )
         if len(found.history) != recipe.epochs:
             raise ValueError(f"{len(found.history)} epochs in history.csv")
-    _check_tested(found.history, folder, test_history)
+    _check_tested(found.history, folder.path, test_history)
     return found
 
 
@@ -141,14 +136,21 @@ def samples_to_train(
     recipe: Recipe, data: DataSet, run_dir: str | Path, retrain: bool = False, test_history: bool = False
 ) -> int:
     """Return how many samples `train` would pass through the network, given what is stored; raises as `stored` does."""
-    history = []
+    at = Position()
     if not retrain:
         if stored(recipe, data, run_dir, test_history):
             return 0
-        folder = runs.folder(run_dir, recipe)
-        history = _Kept.read(folder / "checkpoint.npz").history
-        _check_tested(history, folder, test_history)
-    return (recipe.epochs - len(history)) * len(data.x_train)
+        folder = runs.Folder(runs.folder(run_dir, recipe))
+        if checkpoints := _checkpoints(folder):
+            with runs.reading(folder.path / checkpoints[-1]), np.load(folder.path / checkpoints[-1]) as saved:
+                at = read_position(saved)
+        _check_tested(at.history, folder.path, test_history)
+    return (recipe.epochs - len(at.history)) * len(data.x_train) - at.seen
+
+
+def _checkpoints(folder: runs.Folder) -> list[str]:
+    """Return the names of the whole checkpoints, the latest last."""
+    return [name for name in sorted(folder.sums()) if fnmatch(name, CHECKPOINTS) and folder.whole(name)]
 
 
 def train(
@@ -159,171 +161,121 @@ def train(
     retrain: bool = False,
     test_history: bool = False,
     report: Report = lambda samples, note: None,
+    replicas: Replicas = ALONE,
+    wait: bool = True,
 ) -> Minimizer:
-    """Return the recipe's minimizer: the stored one, or a new one, trained from the last kept epoch if there is one.
+    """Return the recipe's minimizer: the stored one, or a new one, trained from the last kept state if there is one.
 
     `data` must be fitted to the network's input shape; `retrain` discards what is stored; `test_history` evaluates
-    the test set after each epoch. Raises `UserError` for a batch larger than the training set and as `stored` does,
-    and `MachineError` when the training diverges: the last good epoch is then left in the recipe's folder, and no
-    minimizer.
+    the test set after each epoch. Of processes with the same `run_dir` one trains a recipe: the others wait for it or,
+    unless told to `wait`, raise `BusyError`. Damaged files are set aside, and the state before them is used.
+
+    Raises `UserError` for a batch larger than the training set and as `stored` does; `MachineError` when the disk is
+    full, when another machine stops answering, and when the training diverges: the last good weights are then left in
+    the recipe's folder, and no minimizer; `Interrupted` on SIGINT or SIGTERM, once the present state is kept.
     """
     recipe.check(data)
-    folder = runs.folder(run_dir, recipe)
-    checkpoint = folder / "checkpoint.npz"
-    if retrain:
-        for path in (folder / "minimizer.weights.h5", checkpoint):
-            path.unlink(missing_ok=True)
-    elif found := stored(recipe, data, run_dir, test_history):
-        return found
+    folder = runs.Folder(runs.folder(run_dir, recipe))
+    with replicas.lock(folder.path, wait):
+        if replicas.chief:
+            folder.set_aside_damaged()
+            folder.sweep(CHECKPOINTS)
+            if retrain:
+                folder.seal(dropping=[*RESULT, *_checkpoints(folder)])
+        replicas.together()
+        found = stored(recipe, data, run_dir, test_history)
+        if replicas.agreed(found is not None, folder.path):
+            return found
+        try:
+            return _train(recipe, data, folder, test_history, report, replicas)
+        except tf.errors.OpError as error:
+            if meaning := failure(error):
+                raise MachineError(meaning) from error
+            raise
+
+
+def _train(
+    recipe: Recipe, data: DataSet, folder: runs.Folder, test_history: bool, report: Report, replicas: Replicas
+) -> Minimizer:
+    """Train, as the only writer of the folder."""
     origin = runs.provenance()
-    training = _Training(recipe, data)
-    runs.write_json(folder / "recipe.json", recipe)
-    if training.restore(checkpoint):
-        _check_tested(training.history, folder, test_history)
-        test_history = _tested(training.history)
-    else:
-        write_weights(training.model, folder / "start.weights.h5")
-    start = read_weights(recipe.build(data), folder / "start.weights.h5")
+    if replicas.count > 1:
+        origin = dataclasses.replace(origin, machine=f"{origin.machine}, {replicas.count} replicas")
+    loop = TrainingLoop(recipe, data, replicas)
+    _begin(loop, folder)
+    if loop.epoch:
+        _check_tested(loop.position.history, folder.path, test_history)
+        test_history = _tested(loop.position.history)
+    start = read_weights(recipe.build(data), folder.path / "start.weights.h5")
+    if origin not in loop.position.origins:
+        loop.position.origins.append(origin)
 
-    test = Objective(recipe.build(data), data.x_test, data.y_test) if test_history else None
-    while training.epoch < recipe.epochs:
-        training.run_epoch(folder, report, test)
-        training.save(checkpoint)
-
-    runs.write_csv(folder / "history.csv", training.history)
-    origin = origin.after(training.wall_seconds)
-    runs.write_json(folder / "provenance.json", origin)
-    write_weights(training.model, folder / "minimizer.weights.h5")  # last: its presence says the rest is there
-    checkpoint.unlink(missing_ok=True)
-    return Minimizer(recipe, flat_weights(training.model), start, training.history, origin)
-
-
-@dataclass(eq=False)
-class _Training:
-    """A training in progress: its state is all that a checkpoint holds."""
-
-    recipe: Recipe
-    data: DataSet
-    wall_seconds: float = 0.0
-    history: list[Epoch] = field(default_factory=list)
-
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs."""
-        return len(self.history)
-
-    def __post_init__(self):
-        self.strategy = tf.distribute.get_strategy()
-        with self.strategy.scope():
-            self.model = self.recipe.build(self.data, self.recipe.precision)
-            self.optimizer = keras.optimizers.Adam(self.recipe.learning_rate, epsilon=1e-8)  # Keras 1's epsilon
-            self.optimizer.build(self.model.trainable_variables)
-        self.x = tf.constant(self.data.x_train)
-        self.y = tf.constant(self.data.y_train.astype(np.int32))
-
-    def run_epoch(self, folder: Path, report: Report, test: Objective | None) -> None:
-        """Train one epoch and add its row to the history."""
-        began = time.monotonic()
-        samples, batch = len(self.data.x_train), self.recipe.batch_size
-        steps, block = -(-samples // batch), max(1, BLOCK // batch)
-        order = tf.constant(np.random.default_rng([self.recipe.seed, self.epoch]).permutation(samples).astype(np.int32))
-        loss = correct = seen = 0.0
-        for first in range(0, steps, block):
-            count = min(block, steps - first)
-            sums = self._steps(order, *(tf.constant(n, tf.int64) for n in (first, count, self.epoch * steps))).numpy()
-            if not np.isfinite(sums).all():
-                self._diverged(folder, first + int(np.argmin(np.isfinite(sums).all(axis=1))) + 1)
-            done = min(samples, (first + count) * batch) - seen
-            seen += done
-            loss, correct = loss + sums[:, 0].sum(), correct + sums[:, 1].sum()
-            report(
-                int(done), f"epoch {self.epoch + 1}/{self.recipe.epochs} loss {loss / seen:.4f} {correct / seen:.2%}"
+    test = Objective(recipe.build(data), data.x_test, data.y_test, replicas=replicas) if test_history else None
+    with interruption.noted() as signal:
+        stop = False
+        while loop.epoch < recipe.epochs and not stop:
+            try:
+                samples, stop = loop.advance(signal.signum is not None)
+                stop = stop or (replicas.machines == 1 and signal.signum is not None)  # others must hear of it first
+                report(samples, loop.where())
+                if loop.position.seen == len(data.x_train):
+                    loop.finish_epoch(test)
+            except DivergedError as error:
+                _leave_last_good(loop, folder, error)
+            if loop.between_epochs or stop:
+                _save(loop, folder)
+        if stop:
+            raise Interrupted(
+                signal.signum or interruption.SIGNALS[0], f"The training is kept in {folder.path}, {loop.where()}."
             )
-        if not np.isfinite(flat_weights(self.model)).all():
-            self._diverged(folder, steps)
-        row = Epoch(self.epoch + 1, float(loss / samples), float(100 * correct / samples))
-        if test:
-            result = test.evaluate(flat_weights(self.model))
-            row = dataclasses.replace(row, test_loss=result.loss, test_accuracy=result.accuracy)
-        self.history.append(row)
-        self.wall_seconds += time.monotonic() - began
 
-    @tf.function
-    def _steps(self, order, first, count, steps_before):
-        """Take `count` steps from step `first` of the epoch; return (count, 2) sums of losses and correct answers."""
-        batch = self.recipe.batch_size
-        sums = tf.TensorArray(tf.float32, size=tf.cast(count, tf.int32), element_shape=(2,))
-        for i in tf.range(count):
-            step = first + i
-            network_zoo.set_dropout_step(self.model, steps_before + step)
-            chosen = order[step * batch : (step + 1) * batch]
-            replica_sums = self.strategy.run(self._step, args=(chosen,))
-            sums = sums.write(tf.cast(i, tf.int32), self.strategy.reduce("SUM", replica_sums, axis=None))
-        return sums.stack()
-
-    def _step(self, chosen):
-        """One step of one replica, on its share of the chosen samples."""
-        replicas = tf.distribute.get_replica_context()
-        total, share = tf.shape(chosen)[0], replicas.replica_id_in_sync_group
-        parts = replicas.num_replicas_in_sync
-        mine = chosen[total * share // parts : total * (share + 1) // parts]
-        x, y = pixels(tf.gather(self.x, mine)), tf.gather(self.y, mine)
-        with tf.GradientTape() as tape:
-            if self.recipe.batch_size < RECOMPUTE_FROM:
-                logits = self.model(x, training=True)
-            else:
-                logits = network_zoo.call_recomputing(self.model, x)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-            loss = tf.reduce_sum(losses) / tf.cast(total, tf.float32)
-        gradients = tape.gradient(loss, self.model.trainable_variables)
-        self.optimizer.apply(gradients, self.model.trainable_variables)
-        correct = tf.argmax(logits, axis=1, output_type=y.dtype) == y
-        return tf.stack([tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.float32))])
-
-    def _diverged(self, folder: Path, step: int) -> None:
-        """Leave the last good epoch's weights in the folder, and raise."""
-        epoch = self.epoch
-        if not self.restore(folder / "checkpoint.npz"):
-            read_weights(self.model, folder / "start.weights.h5")
-        write_weights(self.model, folder / "last_good.weights.h5")
-        raise MachineError(
-            f"The training diverged (loss or weights are not finite) in epoch {epoch + 1}, step {step}: {self.recipe}. "
-            f"No minimizer was written; the weights after epoch {self.epoch} are in {folder / 'last_good.weights.h5'}."
-        )
-
-    def _variables(self) -> list:
-        return [*self.model.variables, *self.optimizer.variables]
-
-    def save(self, path: Path) -> None:
-        """Write the state after an epoch."""
-        state = {"wall_seconds": self.wall_seconds, "history": [dataclasses.asdict(row) for row in self.history]}
-        arrays = {f"variable_{i:03}": variable.numpy() for i, variable in enumerate(self._variables())}
-        with runs.writing(path) as temporary:
-            np.savez(temporary, state=json.dumps(state), **arrays)
-
-    def restore(self, path: Path) -> bool:
-        """Continue from the state that `save` wrote, if there is one; say whether there was."""
-        kept = _Kept.read(path)
-        with runs.reading(path):
-            for variable, values in zip(self._variables(), kept.values, strict=bool(kept.history)):
-                variable.assign(values)
-        self.wall_seconds, self.history = kept.wall_seconds, kept.history
-        return bool(kept.history)
+    earlier = [dataclasses.asdict(other) for other in loop.position.origins if other != origin]
+    origin = dataclasses.replace(origin.after(loop.position.wall_seconds), earlier=earlier)
+    if replicas.chief:
+        runs.write_csv(folder.path / "history.csv", loop.position.history)
+        runs.write_json(folder.path / "provenance.json", origin)
+        write_weights(loop.model, folder.path / "minimizer.weights.h5")
+        folder.seal(*RESULT, dropping=_checkpoints(folder))
+    return Minimizer(recipe, flat_weights(loop.model), start, loop.position.history, origin)
 
 
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    """What a checkpoint holds: nothing, and no epoch in the history, if there is none."""
+def _begin(loop: TrainingLoop, folder: runs.Folder) -> None:
+    """Restore the last kept state, if there is one; else see that there is room, and keep the start."""
+    recipe, replicas, weights = loop.recipe, loop.replicas, folder.path / "start.weights.h5"
+    if replicas.chief:
+        batch = -(-recipe.batch_size // replicas.memories)
+        memory.warn(loop.model, batch, recipe.batch_size >= RECOMPUTE_FROM, replicas.gpus)
+        if not folder.whole(weights.name):
+            runs.check_space(folder.path.parent, BYTES_A_WEIGHT * flat_weights(loop.model).size)
+            runs.write_json(folder.path / "recipe.json", recipe)
+            write_weights(loop.model, weights)
+            folder.seal("recipe.json", weights.name)
+    replicas.together()
+    if checkpoints := _checkpoints(folder):
+        loop.restore(folder.path / checkpoints[-1])
+    replicas.agreed(loop.position.steps, folder.path)
 
-    wall_seconds: float = 0.0
-    history: list[Epoch] = field(default_factory=list)
-    values: list[np.ndarray] = field(default_factory=list)
 
-    @classmethod
-    def read(cls, path: Path) -> "_Kept":
-        if not path.exists():
-            return cls()
-        with runs.reading(path), np.load(path) as saved:
-            state = json.loads(str(saved["state"]))
-            values = [saved[name] for name in sorted(saved.files) if name != "state"]
-            return cls(state["wall_seconds"], [Epoch(**row) for row in state["history"]], values)
+def _save(loop: TrainingLoop, folder: runs.Folder) -> None:
+    """Keep the present state and the one before it, and no other."""
+    if loop.replicas.chief:
+        name = CHECKPOINTS.replace("*", f"{loop.position.steps:09}")
+        loop.save(folder.path / name)
+        before = [other for other in sorted(folder.sums()) if fnmatch(other, CHECKPOINTS) and other != name]
+        folder.seal(name, dropping=before[: 1 - KEPT_CHECKPOINTS])
+
+
+def _leave_last_good(loop: TrainingLoop, folder: runs.Folder, error: DivergedError) -> NoReturn:
+    """Leave the weights of the last kept state in the folder, and raise."""
+    path = folder.path / "last_good.weights.h5"
+    loop.position = Position()
+    if checkpoints := _checkpoints(folder):
+        loop.restore(folder.path / checkpoints[-1])
+    else:
+        read_weights(loop.model, folder.path / "start.weights.h5")
+    if loop.replicas.chief:
+        write_weights(loop.model, path)
+    raise MachineError(
+        f"The training diverged (loss or weights are not finite) {error}: {loop.recipe}. No minimizer was written; the "
+        f"weights {loop.where()} are in {path}."
+    ) from error

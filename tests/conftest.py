@@ -29,19 +29,28 @@ def mnist():
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def color_digits():
+    """The digits as images for the small "paper" definition of C1, which has dropout."""
+    import data_zoo
+
+    return data_zoo.load("digits", "unused").fit((32, 32, 3))
+
+
+class StoppedError(Exception):
+    """Ends a training from its report."""
+
+
+def recipe(data, **settings):
+    """Return a short recipe, of F1 unless told otherwise."""
+    from training import Recipe
+
+    defaults = {"network": "F1", "batch_size": 150, "epochs": 2, "seed": 0}
+    return Recipe(dataset=data.name, data_digest=data.digest, **(defaults | settings))
+
+
 def run_python(*arguments: str | Path, **settings) -> subprocess.CompletedProcess:
     """Run Python in a process of its own, at the repository's root unless told otherwise."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)], **({"cwd": ROOT, "capture_output": True, "text": True} | settings)
     )
-
-
-def refused(done: subprocess.CompletedProcess, words: str, tmp_path: Path) -> None:
-    """Check that a command ended as a user's mistake should: one sentence with `words`, and nothing done."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("Error: ")
-    assert words in last
-    assert done.stdout == ""
-    assert not list(tmp_path.rglob("*.weights.h5")), "nothing is trained before the mistake is found"

@@ -4,12 +4,12 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, refused, run_python
+from conftest import run_python
 
 import network_zoo
 import paper
 from objective import Objective, flat_weights, write_weights
-from plot_parametric_plot import Point, parametric_curve, path_point, rms_difference
+from plot_parametric_plot import Point, evaluate, path_point, rms_difference
 
 
 @pytest.fixture
@@ -50,9 +50,15 @@ def test_the_whole_job_on_digits(run_plot, tmp_path):
         assert f"{point['test_accuracy']:.2f}" in done.stdout
     assert "Table 2" not in done.stdout  # of MNIST, not of the digits
 
-    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
+    def kept(pattern):
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob(pattern)}
+
+    trained, evaluated = kept("F1*/*"), kept("curves/F1*")
+    assert len(evaluated) == 4
     assert run_plot(*job, "--curve=curvilinear").returncode == 0
-    assert trained == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
+    assert trained == kept("F1*/*")
+    assert len(kept("curves/F1*")) == 8
+    assert evaluated.items() <= kept("curves/F1*").items()
     curved = rows(tmp_path / "result" / "F1-curvilinear-digits-e3-p4.csv")
     for here, there in ((1, 1), (2, 2)):  # both paths go through both minimizers
         assert curved[here]["train_loss"] == pytest.approx(points[there]["train_loss"], rel=1e-5)
@@ -88,7 +94,7 @@ def test_given_minimizers_are_analysed_without_training(run_plot, tmp_path):
         *(f"--{side}_batch_weights={path}" for side, path in files.items()),
     )
     assert done.returncode == 0, done.stderr
-    assert not list((tmp_path / "run").iterdir())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["curves"], "nothing is trained"
     (result,) = (tmp_path / "result").glob("F1-digits-small-*-large-*-p2-alpha0to1.json")
     summary = json.loads(result.read_text())
     assert summary["small_batch"]["weights_file"] == str(files["small"])
@@ -111,11 +117,7 @@ def test_the_curve_of_a_convex_loss(digits):
     small, large = (flat_weights(model) + rng.normal(0, 0.1, 7850) for _ in range(2))
     train = Objective(model, digits.x_train, digits.y_train)
     test = Objective(model, digits.x_test, digits.y_test)
-    reported = []
-    points = parametric_curve(
-        train, test, small, large, np.linspace(0, 1, 5), "linear", lambda n, _: reported.append(n)
-    )
-    assert sum(reported) == 5 * (1500 + 297)
+    points = [evaluate(train, test, alpha, path_point("linear", alpha, small, large)) for alpha in np.linspace(0, 1, 5)]
     assert points[0].train_loss == train.value(small)
     assert points[4].test_accuracy == test.evaluate(large).accuracy
     losses = np.array([point.train_loss for point in points])
@@ -160,60 +162,3 @@ def test_help_comes_without_tensorflow_and_in_groups():
     assert places == sorted(places)
     for flag in ("-n,--network", "--small_batch_weights", "--curve", "--points", "--[no]retrain", "--figure_dir"):
         assert flag in done.stdout
-
-
-BAD_INPUT = [
-    ((), "Name the network"),
-    (("-n", "C5"), "no network 'C5'"),
-    (("-n", "F1", "--dataset=mnits"), "no data set 'mnits'"),
-    (("-n", "C1", "--dataset=mnist", "--data_dir", ROOT / "data"), "do not fit the network"),
-    (("-n", "F2"), "TIMIT is licensed"),
-    (("-n", "F1", "--dataset=digits", "--epochs=-3"), "--epochs=-3"),
-    (("-n", "F1", "--dataset=digits", "--epochs=many"), "--epochs=many"),
-    (("-n", "F1", "--dataset=digits", "--large_batch=1501"), "1,501 is larger than the training set of 1,500"),
-    (("-n", "F1", "--dataset=digits", "--small_batch=0"), "--small_batch=0"),
-    (("-n", "F1", "--dataset=digits", "--points=1"), "--points=1"),
-    (("-n", "F1", "--dataset=digits", "--alpha_min=2", "--alpha_max=2"), "must be less than --alpha_max"),
-    (("-n", "F1", "--dataset=digits", "--alpha_max=inf"), "--alpha_max=inf"),
-    (("-n", "F1", "--dataset=digits", "--alpha_min=nan"), "must be less than --alpha_max"),
-    (("-n", "F1", "--dataset=digits", "--definition=thesis"), "repository|paper"),
-    (("-n", "F1", "--dataset=digits", "--precision=float8"), "float32|bfloat16"),
-    (("-n", "F1", "--netwrok=F1"), "netwrok"),
-    (("-n", "F1", "digits"), "Unexpected argument 'digits'"),
-    (("-n", "F1", "--dataset=digits", "--small_batch_weights=nowhere.h5"), "no weights file nowhere.h5"),
-    (("-n", "F1", "--dataset=digits", "--large_batch_weights=nowhere.h5"), "no weights file nowhere.h5"),
-    (("-n", "F1", "--dataset=digits", "--large_batch_weights", ROOT / "LICENSE"), "not named as Keras names"),
-    (("-n", "F1", "--flagfile=nowhere.txt"), "nowhere.txt"),
-    (("-n", "F1", "--flagfile", ROOT / "Figures" / "F1.png"), "decode"),
-    (("-n", "F1", "--data_dir", "x" * 300), "cannot be looked up"),
-    (("-n", "F1", "--dataset=digits", "--figure_dir", ROOT / "README.md"), "cannot be written to"),
-    (("-n", "F1", "--dataset=digits", "--result_dir", ROOT / "README.md"), "cannot be written to"),
-    (("-n", "F1", "--dataset=digits", "--run_dir", ROOT / "README.md"), "cannot be written to"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "words"), BAD_INPUT)
-def test_bad_input(run_plot, tmp_path, arguments, words):
-    if "--dataset=mnist" in arguments and not (ROOT / "data" / "mnist.npz").exists():
-        pytest.skip("MNIST is not at hand")
-    refused(run_plot(*arguments), words, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"PK\x03\x04 half a file", "not a readable .npz file"),
-        ({"y_train": np.array([0, 100])}, "labels from 0 to 100 instead of 0 to 99"),
-        ({"x_train": None}, "lacks x_train"),
-    ],
-)
-def test_bad_data_files(run_plot, tmp_path, content, words):
-    (tmp_path / "data").mkdir()
-    path = tmp_path / "data" / "cifar100.npz"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        x, y = np.zeros((2, 32, 32, 3), np.uint8), np.array([0, 1])
-        arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y} | content
-        np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
-    refused(run_plot("-n", "C3"), words, tmp_path)

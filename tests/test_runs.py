@@ -1,11 +1,15 @@
 import dataclasses
 import os
+import string
+import subprocess
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
 
 import runs
-from errors import MachineError, UserError
+from errors import BusyError, MachineError, UserError
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,108 @@ def test_csv_round_trip(tmp_path):
     runs.write_csv(tmp_path / "rows.csv", rows)
     assert (tmp_path / "rows.csv").read_text().splitlines()[0] == "epoch,loss,test"
     assert runs.read_csv(tmp_path / "rows.csv", Row) == rows
+
+
+NUMBERS = some.floats(allow_nan=False, allow_infinity=False)
+in_one_folder = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@in_one_folder
+@given(some.lists(some.builds(Row, some.integers(), NUMBERS, some.none() | NUMBERS), min_size=1))
+def test_any_csv_comes_back_to_the_bit(tmp_path, rows):
+    runs.write_csv(tmp_path / "rows.csv", rows)
+    assert runs.read_csv(tmp_path / "rows.csv", Row) == rows
+
+
+@dataclass(frozen=True)
+class Record:
+    text: str
+    numbers: list[float]
+    inner: Row
+
+
+RECORDS = some.builds(Record, some.text(), some.lists(NUMBERS), some.builds(Row, some.integers(), NUMBERS))
+
+
+@in_one_folder
+@given(RECORDS)
+def test_any_record_comes_back_to_the_bit(tmp_path, record):
+    runs.write_record(tmp_path / "record.json", record)
+    assert runs.read_record(tmp_path / "record.json") == dataclasses.asdict(record)
+
+
+@in_one_folder
+@given(RECORDS, some.data())
+def test_no_change_of_a_record_passes_for_it(tmp_path, record, data):
+    """Whatever byte is changed or cut off, what is read is nothing, or what was written."""
+    path = tmp_path / "record.json"
+    runs.write_record(path, record)
+    content = path.read_bytes()
+    place = data.draw(some.integers(0, len(content) - 1))
+    if data.draw(some.booleans()):
+        path.write_bytes(content[:place])
+    else:
+        changed = data.draw(some.integers(0, 255))
+        path.write_bytes(content[:place] + bytes([changed]) + content[place + 1 :])
+    assert runs.read_record(path) in (None, dataclasses.asdict(record))
+
+
+@in_one_folder
+@given(some.dictionaries(some.text(string.ascii_letters, min_size=1), some.binary(), min_size=1), some.data())
+def test_a_folder_knows_its_files(tmp_path, files, data):
+    folder = runs.Folder(tmp_path / "folder")
+    folder.path.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder.path / name).write_bytes(content)
+    folder.seal(*files)
+    assert folder.whole(*files)
+    victim = data.draw(some.sampled_from(sorted(files)))
+    (folder.path / victim).write_bytes(files[victim] + b"!")
+    assert not folder.whole(victim)
+    assert folder.whole(*(set(files) - {victim}))
+    folder.set_aside_damaged()
+    assert set(folder.sums()) == set(files) - {victim}
+    folder.seal(dropping=files)
+    assert folder.sums() == {}
+
+
+def test_checksums_are_those_of_the_usual_tool(tmp_path):
+    folder = runs.Folder(tmp_path)
+    for name in ("b.npz", "a.csv"):
+        (tmp_path / name).write_text(name)
+    folder.seal("b.npz", "a.csv")
+    checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path, capture_output=True, text=True)
+    assert checked.stdout == "a.csv: OK\nb.npz: OK\n"
+    (tmp_path / "SHA256SUMS").write_text("no such thing\n")
+    assert not folder.whole("a.csv")
+
+
+def test_what_is_set_aside_displaces_nothing(tmp_path, caplog):
+    for content in ("first", "second"):
+        (tmp_path / "x").write_text(content)
+        runs.set_aside(tmp_path / "x", "is of no use")
+    assert [(tmp_path / f"x.damaged-{i}").read_text() for i in (1, 2)] == ["first", "second"]
+    assert "x is of no use; it was set aside as x.damaged-2." in caplog.text
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    taken = pytest.raises(BusyError, match=rf"process {os.getpid()} on ")
+    with runs.lock(tmp_path / "x"), taken, runs.lock(tmp_path / "x", wait=False):
+        pass
+    with runs.lock(tmp_path / "x", wait=False), runs.lock(tmp_path / "y", wait=False):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_is_the_machines_failure(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match="could not be locked: File exists"), runs.lock(tmp_path / "file" / "x"):
+        pass
+
+
+def test_the_room_that_is_needed(tmp_path):
+    runs.check_space(tmp_path, 1)
+    with pytest.raises(MachineError, match="MB left, but about"):
+        runs.check_space(tmp_path, 2**62)
 
 
 def test_json_holds_data_classes(tmp_path):

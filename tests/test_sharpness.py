@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,14 +9,15 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, refused, run_python
+from conftest import ROOT, run_python
 
 import measurements
 import network_zoo
 import paper
+import replicas
 import runs
 from errors import UserError
-from measurements import Measured, Measurement
+from measurements import Measured, SharpnessMeasurement
 from metric import SharpnessResult
 from objective import write_weights
 from sharpness_tables import comparison, published, values
@@ -98,12 +100,15 @@ def test_a_given_minimizer_by_both_solvers(run_sharpness, tmp_path):
     assert summary["minimizers"]["given"]["weights_file"].endswith("mine.weights.h5")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["sharpness"], "nothing is trained"
 
-    damaged = next((tmp_path / "run" / "sharpness").iterdir())
-    damaged.write_text("{")
+    before = kept(tmp_path)
+    damaged = next((tmp_path / "run" / "sharpness").glob("F1*lbfgsb*"))
+    damaged.write_text(damaged.read_text().replace(""": "lbfgsb""", """: "lbfgsc"""))
     done = run_sharpness(*given, "--solver=both", "--iterations=2")
-    assert done.returncode == 2
-    assert f"The stored {damaged} is damaged" in done.stderr
-    assert "delete it" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert f"{damaged} is damaged or holds another measurement; it was set aside as" in done.stderr
+    changed = {name for name, time in kept(tmp_path).items() if before.get(name) != time}
+    assert changed == {damaged.name}, "measured anew, the other one reused"
+    assert results(path)["given", "full", 5e-4, None] == summary["results"]["given"][1]["result"]["value"]
 
 
 def test_settings_of_one_experiment_in_another_order(run_sharpness, tmp_path):
@@ -129,13 +134,30 @@ def test_files_of_one_name_do_not_share_their_results(run_sharpness, tmp_path):
     assert len(list((tmp_path / "result").glob("F1-sharpness-digits-model-*.json"))) == 2
 
 
-def test_a_stored_measurement_of_something_else_is_not_believed(tmp_path):
-    one, other = (measured(1.0, eps=eps).measurement for eps in (1e-3, 5e-4))
-    for at in (one, other):
-        runs.write_json(measurements._path(tmp_path, at), measured(1.0, eps=1e-3))
-    assert measurements.stored(tmp_path, one).result.value == 1.0
-    with pytest.raises(UserError, match="is damaged .it holds another measurement.; delete it"):
-        measurements.stored(tmp_path, other)
+def keep(tmp_path, value, eps):
+    result = measured(value, eps=eps)
+    make = lambda: result.result  # noqa: E731
+    return measurements.keep(tmp_path, result.measurement, make, runs.provenance(), replicas.ALONE)
+
+
+def test_a_stored_measurement_of_something_else_is_not_believed(tmp_path, caplog):
+    one = keep(tmp_path, 1.0, eps=1e-3)
+    assert keep(tmp_path, 9.0, eps=1e-3) == one, "made once"
+    (path,) = (tmp_path / "sharpness").glob("F1*")
+    other = measured(2.0, eps=5e-4).measurement
+    shutil.copy(path, measurements._path(tmp_path, other))
+    assert measurements.stored(tmp_path, other) is None
+    assert keep(tmp_path, 2.0, eps=5e-4).result.value == 2.0
+    assert "is damaged or holds another measurement; it was set aside" in caplog.text
+    assert measurements.stored(tmp_path, other).result.value == 2.0
+
+
+def test_a_measurement_of_another_version_is_not_touched(tmp_path):
+    at = keep(tmp_path, 1.0, eps=1e-3).measurement
+    record = runs.read_record(measurements._path(tmp_path, at))
+    runs.write_record(measurements._path(tmp_path, at), record | {"result": {"value": 1.0, "of": "a later version"}})
+    with pytest.raises(UserError, match="is of another kind or version .*; move it away"):
+        measurements.stored(tmp_path, at)
 
 
 def test_curvature_on_digits(run_sharpness, tmp_path):
@@ -145,12 +167,19 @@ def test_curvature_on_digits(run_sharpness, tmp_path):
     summary = json.loads((tmp_path / "result" / "F1-curvature-digits-e1-d3-n200.json").read_text())
     assert summary["samples"] == 200
     for label in ("SB", "LB"):
-        curvature = summary["results"][label]
+        (only,) = summary["results"][label]
+        curvature = only["result"]
         assert len(curvature["eigenvalues"]) == 5
         assert len(curvature["projection"]["ritz_values"]) == 3
         assert curvature["eigenvalues"][0] > max(curvature["projection"]["ritz_values"])
         assert f"{curvature['eigenvalues'][0]:.4g}" in done.stdout
     assert "about 5 % of the dimensions" in done.stdout
+
+    first = (tmp_path / "result" / "F1-curvature-digits-e1-d3-n200.json").read_text()
+    again = run_sharpness(*job, "--curvature_samples=200")
+    assert again.stdout == done.stdout
+    second = (tmp_path / "result" / "F1-curvature-digits-e1-d3-n200.json").read_text()
+    assert json.loads(second)["results"] == json.loads(first)["results"], "kept, not measured again"
 
 
 def test_the_example_of_the_readme():
@@ -162,7 +191,7 @@ def test_the_example_of_the_readme():
 
 
 def measured(value, space="full", eps=1e-3, **settings):
-    at = Measurement("F1", "repository", "mnist", "d", "w", eps, "lbfgsb", 10, space, **settings)
+    at = SharpnessMeasurement("F1", "repository", "mnist", "d", "w", eps, "lbfgsb", 10, space, **settings)
     return Measured(
         at, SharpnessResult(value, 0.0, 0.0, eps, 100, "lbfgsb", 1, 1, "", 0.0, 0.0, 0.0), runs.provenance()
     )
@@ -199,54 +228,3 @@ def test_the_paper_is_set_beside_what_it_measured_only():
     assert published(measured(1.0, "random", dimension=50).measurement, "SB") is None
     (elsewhere,) = values([measured(1.0)], "SB", comparable=False)
     assert (elsewhere.mean, elsewhere.paper_mean) == (1.0, None)
-
-
-DIGITS = ("-n", "F1", "--dataset=digits")
-BAD_INPUT = [
-    ((), "Name the network"),
-    ((*DIGITS, "--eps=0"), "must be a number above 0, not 0"),
-    ((*DIGITS, "--eps=1e-3", "--eps=-5e-4"), "must be a number above 0, not -0.0005"),
-    ((*DIGITS, "--eps=nan"), "not nan"),
-    ((*DIGITS, "--eps=small"), "--eps"),
-    ((*DIGITS, "--scale=0"), "--scale must be a number above 0"),
-    ((*DIGITS, "--space=half"), "no --space 'half'"),
-    ((*DIGITS, "--space="), "no --space ''"),
-    ((*DIGITS, "--solver=adam"), "lbfgsb|vertex|both"),
-    ((*DIGITS, "--manifold=sphere"), "normal|uniform|orthonormal"),
-    ((*DIGITS, "--trials=0"), "--trials=0"),
-    ((*DIGITS, "--iterations=0"), "--iterations=0"),
-    ((*DIGITS, "--dimension=0"), "--dimension=0"),
-    ((*DIGITS, "--dimension=1462795"), "1,462,794 weights may have between 1 and 10,000 dimensions, not 1,462,795"),
-    ((*DIGITS, "--curvature", "--dimension=2000000"), "between 1 and 10,000 dimensions"),
-    ((*DIGITS, "--weights=nowhere.weights.h5"), "no weights file nowhere.weights.h5"),
-    ((*DIGITS, "--weights", ROOT / "LICENSE"), "not named as Keras names"),
-    ((*DIGITS, "--result_dir", ROOT / "README.md"), "cannot be written to"),
-]
-
-
-@pytest.mark.parametrize(("given", "words"), BAD_INPUT)
-def test_bad_input(run_sharpness, tmp_path, given, words):
-    refused(run_sharpness(*given), words, tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["of another network", "not finite"])
-def test_bad_weights(run_sharpness, tmp_path, kind):
-    model = network_zoo.get("C1" if kind == "of another network" else "F1").build()
-    if kind == "not finite":
-        model.trainable_variables[0].assign(np.full((784, 512), np.nan))
-    path = tmp_path / "bad.weights.h5"
-    write_weights(model, path)
-    done = run_sharpness(*DIGITS, "--weights", path)
-    assert done.returncode == 2
-    assert {"of another network": "does not hold the weights of this F1", "not finite": "not finite"}[
-        kind
-    ] in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_box_too_large_for_float32(run_sharpness, tmp_path):
-    write_weights(network_zoo.get("F1").build(), tmp_path / "mine.weights.h5")
-    done = run_sharpness(*DIGITS, "--weights", tmp_path / "mine.weights.h5", "--eps=1e38")
-    assert done.returncode == 2
-    assert "not finite within epsilon 1e+38" in done.stderr
-    assert "Traceback" not in done.stderr

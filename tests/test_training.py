@@ -1,29 +1,17 @@
 import dataclasses
 import json
-import signal
 
 import numpy as np
 import pytest
-from conftest import run_python
+from conftest import StoppedError, recipe
 
-import data_zoo
 import network_zoo
 import runs
-import training
+import training_loop
 from errors import MachineError, UserError
 from objective import Objective, flat_weights, read_weights
-from training import Recipe, _Training, samples_to_train, stored, train
-
-
-def recipe(data, **settings) -> Recipe:
-    defaults = {"network": "F1", "batch_size": 150, "epochs": 2, "seed": 0}
-    return Recipe(dataset=data.name, data_digest=data.digest, **(defaults | settings))
-
-
-@pytest.fixture(scope="module")
-def color_digits():
-    """The digits as images for the small "paper" definition of C1, which has dropout."""
-    return data_zoo.load("digits", "unused").fit((32, 32, 3))
+from training import Recipe, samples_to_train, stored, train
+from training_loop import TrainingLoop
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -49,7 +37,7 @@ def test_real_minimizers_of_one_recipe_are_bit_identical(mnist, tmp_path):
 def test_recomputing_in_large_batches_changes_no_bit(color_digits, tmp_path, monkeypatch):
     asked = recipe(color_digits, network="C1", definition="paper")
     kept = train(asked, color_digits, tmp_path / "kept")
-    monkeypatch.setattr(training, "RECOMPUTE_FROM", asked.batch_size)
+    monkeypatch.setattr(training_loop, "RECOMPUTE_FROM", asked.batch_size)
     recomputed = train(asked, color_digits, tmp_path / "recomputed")
     np.testing.assert_array_equal(recomputed.weights, kept.weights)
 
@@ -114,6 +102,7 @@ def test_what_is_stored(digits, tmp_path):
     found = train(asked, digits, tmp_path)
     folder = runs.folder(tmp_path, asked)
     assert sorted(path.name for path in folder.iterdir()) == [
+        "SHA256SUMS",
         "history.csv",
         "minimizer.weights.h5",
         "provenance.json",
@@ -142,52 +131,6 @@ def test_history(digits, tmp_path):
     assert tested.history[2].test_loss == evaluation.loss
     assert tested.history[2].test_accuracy == evaluation.accuracy
     assert stored(asked, digits, tmp_path, test_history=True).history == tested.history
-
-
-KILLED = """
-import os, sys
-from pathlib import Path
-import data_zoo
-from training import Recipe, train
-
-run_dir, precision, moment, name, times = sys.argv[1:]
-replace, seen = os.replace, 0
-
-def killing(source, target):
-    global seen
-    seen += Path(target).name == name
-    if seen == int(times) and moment == "before":
-        os.kill(os.getpid(), 9)
-    replace(source, target)
-    if seen == int(times):
-        os.kill(os.getpid(), 9)
-
-os.replace = killing
-data = data_zoo.load("digits", "unused").fit((32, 32, 3))
-train(Recipe("C1", "digits", data.digest, 100, 4, 0, definition="paper", precision=precision), data, run_dir)
-"""
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_killed_training_ends_at_the_same_bits(color_digits, tmp_path, precision):
-    asked = recipe(color_digits, network="C1", definition="paper", batch_size=100, epochs=4, precision=precision)
-    whole = train(asked, color_digits, tmp_path / "whole")
-    for moment, name, times, left in (
-        ("before", "checkpoint.npz", 2, 3),  # the first epoch is kept, the second's state not yet in place
-        ("after", "checkpoint.npz", 2, 1),
-        ("before", "minimizer.weights.h5", 1, 0),
-    ):
-        killed = run_python("-c", KILLED, tmp_path / "killed", precision, moment, name, times)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert stored(asked, color_digits, tmp_path / "killed") is None
-        assert samples_to_train(asked, color_digits, tmp_path / "killed") == left * 1500
-    resumed = train(asked, color_digits, tmp_path / "killed")
-    np.testing.assert_array_equal(resumed.weights, whole.weights)
-    assert resumed.history == whole.history
-
-
-class StoppedError(Exception):
-    """Ends a training from its report."""
 
 
 def test_stopped_trainings_keep_their_test_history(digits, tmp_path):
@@ -224,51 +167,6 @@ def test_an_interrupted_retraining_is_continued_by_the_plain_command(digits, tmp
     np.testing.assert_array_equal(train(asked, digits, tmp_path).weights, first.weights)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("minimizer.weights.h5", b"no HDF5"),
-        ("start.weights.h5", None),
-        ("history.csv", b"epoch,train_loss,train_accuracy,test_loss,test_accuracy\n"),
-        ("history.csv", b"what"),
-        ("provenance.json", b"{"),
-        ("provenance.json", b"{}"),
-    ],
-)
-def test_a_damaged_stored_run(digits, tmp_path, name, content):
-    asked = recipe(digits, epochs=1)
-    first = train(asked, digits, tmp_path)
-    path = runs.folder(tmp_path, asked) / name
-    path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=r"stored .*F1-digits-b150-e1-s0.* is damaged .* --retrain"):
-        train(asked, digits, tmp_path)
-    np.testing.assert_array_equal(train(asked, digits, tmp_path, retrain=True).weights, first.weights)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file", None])
-def test_a_damaged_checkpoint(digits, tmp_path, content):
-    asked = recipe(digits, epochs=2)
-    other = recipe(digits, epochs=2, seed=1)
-
-    def stop(_, note):
-        if "epoch 2" in note:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        train(asked, digits, tmp_path, report=stop)
-    path = runs.folder(tmp_path, asked) / "checkpoint.npz"
-    if content is None:  # whole, but of something else
-        np.savez(
-            path, state=json.dumps({"wall_seconds": 1.0, "history": [dict(epoch=1, train_loss=1, train_accuracy=1)]})
-        )
-    else:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=r"checkpoint\.npz is damaged .* --retrain"):
-        train(asked, digits, tmp_path)
-    train(other, digits, tmp_path)
-    train(asked, digits, tmp_path, retrain=True)
-
-
 def test_a_diverging_training_says_where_and_leaves_the_last_good_epoch(digits, tmp_path):
     asked = recipe(digits, learning_rate=1e30)
     with pytest.raises(MachineError, match=r"diverged .* in epoch 1, step \d+: Recipe\(network='F1'.*seed=0"):
@@ -290,8 +188,8 @@ def test_divergence_after_a_good_epoch(digits, tmp_path, monkeypatch):
         good.append(flat_weights(self.model))
         self.optimizer.learning_rate.assign(np.inf)
 
-    kept = _Training.save
-    monkeypatch.setattr(_Training, "save", poison)
+    kept = TrainingLoop.save
+    monkeypatch.setattr(TrainingLoop, "save", poison)
     with pytest.raises(MachineError, match=r"in epoch 2, step 2: .* weights after epoch 1 are in"):
         train(asked, digits, tmp_path)
     last_good = runs.folder(tmp_path, asked) / "last_good.weights.h5"

@@ -1,0 +1,92 @@
+"""Kills trainings at random moments, again and again, and compares where they end with one that was left alone.
+
+    python tests/soak.py --kills 100
+
+C1 with dropout on the digits, float32 and bfloat16 in turn, each training another seed. Every process is killed with
+SIGKILL at a moment drawn uniformly from the length of a whole training, and started again, until it ends. Prints what
+was found; the exit code is 1 if a single bit, or a file, differs.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import data_zoo  # noqa: E402
+import runs  # noqa: E402
+from training import Recipe, train  # noqa: E402
+
+
+def child(recipe: Recipe, data: data_zoo.DataSet, run_dir: Path, seconds: float | None) -> bool:
+    """Train in a fork, killed after some seconds; return whether it ended by itself."""
+    process = os.fork()  # TensorFlow is imported, but has not started
+    if process == 0:
+        train(recipe, data, run_dir)
+        os._exit(0)
+    timer = threading.Timer(seconds or 1e6, os.kill, (process, signal.SIGKILL))
+    timer.start()
+    _, status = os.waitpid(process, 0)
+    timer.cancel()
+    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
+        sys.exit(f"A training failed: {recipe}.")
+    return not os.WIFSIGNALED(status)
+
+
+def weights(folder: Path) -> list[bytes]:
+    """Return the weights in a folder: HDF5 files themselves hold the time of writing."""
+    import h5py
+
+    found = []
+    for name in ("start", "minimizer"):
+        with h5py.File(folder / f"{name}.weights.h5") as file:
+            file.visititems(
+                lambda key, item: found.append(item[()].tobytes()) if isinstance(item, h5py.Dataset) else None
+            )
+    return found
+
+
+def main() -> None:
+    """Kill until there were enough kills, finishing the last training."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args()
+    moments = random.Random(options.seed)
+    data = data_zoo.load("digits", "unused").fit((32, 32, 3))
+    kills, differing, began = 0, 0, time.monotonic()
+    with tempfile.TemporaryDirectory() as root:
+        for seed in range(10**6):
+            if kills >= options.kills:
+                break
+            precision = ("float32", "bfloat16")[seed % 2]
+            recipe = Recipe("C1", "digits", data.digest, 100, 12, seed, definition="paper", precision=precision)
+            whole, killed = (runs.folder(Path(root) / place, recipe) for place in ("whole", "killed"))
+            started = time.monotonic()
+            child(recipe, data, whole.parent, None)
+            length, before = time.monotonic() - started, kills
+            while not child(recipe, data, killed.parent, moments.uniform(0, length)):
+                kills += 1
+            same = weights(whole) == weights(killed)
+            same &= (whole / "history.csv").read_bytes() == (killed / "history.csv").read_bytes()
+            same &= sorted(path.name for path in whole.iterdir()) == sorted(path.name for path in killed.iterdir())
+            same &= runs.Folder(killed).whole(*runs.Folder(whole).sums())
+            differing += not same
+            print(
+                f"seed {seed} {precision}: {kills - before} kills in trainings of {length:.1f} s, "
+                f"{'the same to the bit' if same else 'DIFFERENT'}",
+                flush=True,
+            )
+    print(f"{kills} kills, {differing} of {seed} trainings differ, {time.monotonic() - began:.0f} s")
+    sys.exit(differing > 0)
+
+
+if __name__ == "__main__":
+    main()
