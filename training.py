@@ -7,6 +7,7 @@ import quiet_tensorflow  # noqa: F401
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -166,9 +167,10 @@ def train(
 ) -> Minimizer:
     """Return the recipe's minimizer: the stored one, or a new one, trained from the last kept state if there is one.
 
-    `data` must be fitted to the network's input shape; `retrain` discards what is stored; `test_history` evaluates
-    the test set after each epoch. Of processes with the same `run_dir` one trains a recipe: the others wait for it or,
-    unless told to `wait`, raise `BusyError`. Damaged files are set aside, and the state before them is used.
+    `data` must be fitted to the network's input shape; `test_history` evaluates the test set after each epoch;
+    `retrain` replaces what is stored: until there is a new minimizer, the old one is in the folder beside, named
+    *.before-retraining. Of processes with the same `run_dir` one trains a recipe: the others wait for it or, unless
+    told to `wait`, raise `BusyError`. Damaged files are set aside, and the state before them is used.
 
     Raises `UserError` for a batch larger than the training set and as `stored` does; `MachineError` when the disk is
     full, when another machine stops answering, and when the training diverges: the last good weights are then left in
@@ -181,7 +183,7 @@ def train(
             folder.set_aside_damaged()
             folder.sweep(CHECKPOINTS)
             if retrain:
-                folder.seal(dropping=[*RESULT, *_checkpoints(folder)])
+                _make_room(folder)
         replicas.together()
         found = stored(recipe, data, run_dir, test_history)
         if replicas.agreed(found is not None, folder.path):
@@ -236,7 +238,22 @@ def _train(
         runs.write_json(folder.path / "provenance.json", origin)
         write_weights(loop.model, folder.path / "minimizer.weights.h5")
         folder.seal(*RESULT, dropping=_checkpoints(folder))
+        shutil.rmtree(_backup(folder), ignore_errors=True)
     return Minimizer(recipe, flat_weights(loop.model), start, loop.position.history, origin)
+
+
+def _backup(folder: runs.Folder) -> Path:
+    """Where the minimizer stays that is being trained anew, until there is a new one."""
+    return folder.path.with_name(f"{folder.path.name}.before-retraining")
+
+
+def _make_room(folder: runs.Folder) -> None:
+    """Move a whole minimizer out of the way of a new training, and drop an unfinished one."""
+    if folder.whole(*RESULT):
+        shutil.rmtree(_backup(folder), ignore_errors=True)
+        folder.path.rename(_backup(folder))
+    else:
+        folder.seal(dropping=_checkpoints(folder))
 
 
 def _begin(loop: TrainingLoop, folder: runs.Folder) -> None:

@@ -102,8 +102,7 @@ class TrainingLoop:
         at = self.position
         if not at.seen:
             return f"after epoch {self.epoch}"
-        state = f"epoch {self.epoch + 1}/{self.recipe.epochs} loss {at.loss / at.seen:.4f} {at.correct / at.seen:.2%}"
-        return state
+        return f"epoch {self.epoch + 1}/{self.recipe.epochs} loss {at.loss / at.seen:.4f} {at.correct / at.seen:.2%}"
 
     def advance(self, stop: bool) -> tuple[int, bool]:
         """Take a few steps of the present epoch; return the samples trained, and whether any machine wants to stop.

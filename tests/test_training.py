@@ -154,17 +154,23 @@ def test_stopped_trainings_keep_their_test_history(digits, tmp_path):
     assert samples_to_train(asked, digits, tmp_path) == 2 * 1500  # the kept epoch is still there
 
 
-def test_an_interrupted_retraining_is_continued_by_the_plain_command(digits, tmp_path):
+def test_retraining_keeps_the_old_minimizer_until_there_is_a_new_one(digits, tmp_path):
     asked = recipe(digits)
     first = train(asked, digits, tmp_path)
 
     def stop(_, note):
         raise StoppedError
 
-    with pytest.raises(StoppedError):
-        train(asked, digits, tmp_path, retrain=True, report=stop)
-    assert stored(asked, digits, tmp_path) is None
-    np.testing.assert_array_equal(train(asked, digits, tmp_path).weights, first.weights)
+    for _ in range(2):
+        with pytest.raises(StoppedError):
+            train(asked, digits, tmp_path, retrain=True, report=stop)
+        assert stored(asked, digits, tmp_path) is None
+        (old,) = tmp_path.glob("*.before-retraining")
+        assert runs.Folder(old).whole("minimizer.weights.h5")
+    again = train(asked, digits, tmp_path)  # the plain command continues the new training
+    assert again.provenance != first.provenance
+    np.testing.assert_array_equal(again.weights, first.weights)
+    assert not old.exists()
 
 
 def test_a_diverging_training_says_where_and_leaves_the_last_good_epoch(digits, tmp_path):
