@@ -75,8 +75,11 @@ def define_machine_flags() -> None:
         "Devices that share each batch: several GPUs of this machine, or several machines by TF_CONFIG.",
         **group,
     )
-    for name, meaning in (("index", "This task's number, from 0"), ("count", "Tasks that share the list of work")):
-        flags.DEFINE_integer(f"task_{name}", None, f"{meaning}; default: of the job array, if any.", **group)
+    tasks = (("index", "This task's number, from 0", 0), ("count", "Tasks that share the list of work", 1))
+    for name, meaning, least in tasks:
+        flags.DEFINE_integer(
+            f"task_{name}", None, f"{meaning}; default: of the job array, if any.", lower_bound=least, **group
+        )
 
 
 def define_folder_flags(figures: bool = True) -> None:
@@ -107,6 +110,8 @@ def run(main: Callable[[flags.FlagValues], None], define_flags: Callable[[], Non
         _exit(2, f"Error: {error}")
     except MachineError as error:
         _exit(1, f"Error: {error}")
+    except MemoryError:
+        _exit(1, "Error: The memory does not suffice; use another machine, or smaller batches or subspaces.")
     except OSError as error:  # of a disk or a network, wherever it is met
         _exit(1, f"Error: {error.filename or 'The system'} failed: {error.strerror or error}.")
     except Exception as error:
@@ -115,7 +120,8 @@ def run(main: Callable[[flags.FlagValues], None], define_flags: Callable[[], Non
         _exit(1, f"Error: {failure}")
     except Interrupted as error:
         kept = f"{error} " if str(error) else ""
-        _exit(128 + error.signum, f"Stopped. {kept}The same command, without --retrain, continues from what is kept.")
+        again = "The same command" + (", without --retrain," if "retrain" in FLAGS and FLAGS.retrain else "")
+        _exit(128 + error.signum, f"Stopped. {kept}{again} continues from what is kept.")
 
 
 def _parse() -> list[str]:
@@ -161,25 +167,20 @@ def _help(description: str) -> str:
 
 
 class Progress:
-    """A progress bar over a whole job, in samples passed through a network.
+    """A progress bar over a whole job, in samples evaluated by a network.
 
-    A trained sample counts as three evaluated ones: the forward and the twice as costly backward pass.
+    A trained sample counts as three: the forward and the twice as costly backward pass.
     """
 
-    def __init__(self, evaluated: int = 0, trained: int = 0):
+    def __init__(self, work: int):
         from tqdm import tqdm
 
-        work = evaluated + 3 * trained
         self._bar = tqdm(
             total=work,
             disable=work == 0,
             bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} elapsed, {remaining} left | {desc}",
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
-
-    def training(self, label: str) -> Callable[[int, str], None]:
-        """Return the report function of one training."""
-        return lambda samples, note: self._advance(3 * samples, f"{label} {note}")
 
     def evaluating(self, samples: int, note: str) -> None:
         """Report evaluated samples."""
@@ -265,30 +266,44 @@ def train(
     """
     import training
 
-    samples = {
-        label: training.samples_to_train(recipe, data, options.run_dir, options.retrain, options.test_history)
-        for label, recipe in recipes.items()
+    labels: dict[Recipe, str] = {}
+    for label, recipe in recipes.items():  # one recipe may have two
+        labels.setdefault(recipe, label)
+    work = {
+        recipe: 3 * training.samples_to_train(recipe, data, options.run_dir, options.retrain, options.test_history)
+        for recipe in labels
     }
+    for recipe in filter(work.get, labels):
+        training.warn_of_memory(recipe, data, replicas)
 
-    def minimizer(label: str, wait: bool) -> Minimizer:
-        return training.train(
-            recipes[label],
-            data,
-            options.run_dir,
-            retrain=options.retrain,
-            test_history=options.test_history,
-            report=progress.training(f"{recipes[label].network} {label}"),
-            replicas=replicas,
-            wait=wait,
-        )
+    def minimizer(recipe: Recipe, wait: bool) -> Minimizer:
+        with progress.job(work[recipe], f"{recipe.network} {labels[recipe]}") as report:
+            return training.train(
+                recipe,
+                data,
+                options.run_dir,
+                retrain=options.retrain and not wait,  # what is waited for is new
+                test_history=options.test_history,
+                report=lambda samples, note: report(3 * samples, note),
+                replicas=replicas,
+                wait=wait,
+            )
 
-    with Progress(trained=sum(samples.values())) as progress:
-        found = tasks.each(list(recipes), minimizer)
+    with Progress(sum(work.values())) as progress:
+        found = tasks.each(list(labels), minimizer)
+    weights = {label: found[recipe].weights for label, recipe in recipes.items()}
     sides = {
-        label: Side(None, recipes[label], minimizer.provenance, minimizer.distance)
-        for label, minimizer in found.items()
+        label: Side(None, recipe, found[recipe].provenance, found[recipe].distance) for label, recipe in recipes.items()
     }
-    return {label: minimizer.weights for label, minimizer in found.items()}, sides
+    return weights, sides
+
+
+def task(options: flags.FlagValues) -> tasks.Task:
+    """Return the task that the flags or the environment name; raises `UserError` where it makes no sense."""
+    found = tasks.task(options.task_index, options.task_count)
+    if found.count > 1 and options.retrain:
+        raise UserError("--retrain would train anew in every task; run the command once with it, or leave it out.")
+    return found
 
 
 def collected_later(task: tasks.Task, done: str, run_dir: str) -> str:

@@ -164,6 +164,8 @@ def keep(
     measurement, unless told to `wait` for it.
     """
     path = _path(run_dir, measurement)
+    if replicas.machines == 1 and (found := stored(run_dir, measurement)):  # several machines look together, below
+        return found
     with replicas.lock(path, wait):
         found = stored(run_dir, measurement)
         if replicas.agreed(found is not None, path):

@@ -1,6 +1,7 @@
 """How much memory a gradient will need, and how much there is: asked before a run rather than found out in it."""
 
 import subprocess
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 
@@ -44,12 +45,20 @@ def free_bytes(gpus: int) -> int:
 
 def _free_host_bytes() -> int:
     """What the machine has left, or the container of this process where that is less."""
-    free = psutil.virtual_memory().available
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no container, or one without a limit: "max"
-        return free
-    return min(free, limit - psutil.Process().memory_info().rss)
+    free, used = psutil.virtual_memory().available, psutil.Process().memory_info().rss
+    for group in _control_groups():
+        with suppress(OSError, ValueError):  # a group may have no limit: "max"
+            free = min(free, int((group / "memory.max").read_text()) - used)
+    return free
+
+
+def _control_groups() -> list[Path]:
+    """Return the groups of processes, one within the other, whose limits hold for this one."""
+    root = Path("/sys/fs/cgroup")
+    with suppress(OSError):
+        inner = root / Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
+        return [inner, *(group for group in inner.parents if group.is_relative_to(root))]
+    return []
 
 
 def _free_gpu_bytes() -> list[int]:

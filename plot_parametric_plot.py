@@ -190,7 +190,7 @@ def main(options: flags.FlagValues) -> None:
     cli.check_network(options)
     if not options.alpha_min < options.alpha_max:
         raise UserError(f"--alpha_min ({options.alpha_min}) must be less than --alpha_max ({options.alpha_max}).")
-    task = tasks.task(options.task_index, options.task_count)
+    task = cli.task(options)
     import figures
     import network_zoo
     import replicas as distribution
@@ -198,8 +198,8 @@ def main(options: flags.FlagValues) -> None:
 
     origin, began = runs.provenance(), time.monotonic()
     network = network_zoo.get(options.network)
-    replicas = distribution.choose(options.strategy)
     runs.check_writable(options.figure_dir, options.result_dir, options.run_dir)
+    replicas = distribution.choose(options.strategy)
     data = cli.load_data(options, network)
     recipes = cli.recipes(options, network, data)
     model = recipes[0].build(data)
@@ -242,7 +242,7 @@ def main(options: flags.FlagValues) -> None:
         return point
 
     share, samples = task.share(places), len(data.x_train) + len(data.x_test)
-    with cli.Progress(evaluated=len(share) * samples) as progress:
+    with cli.Progress(len(share) * samples) as progress:
         everything = list(tasks.each(share, keep).values())
     if not replicas.chief:
         return

@@ -22,7 +22,7 @@ def _start() -> None:
         os.dup2(messages.fileno(), 2)
         try:
             import tensorflow  # noqa: F401
-        except BaseException:
+        except Exception:
             messages.seek(0)
             os.write(terminal, messages.read())
             raise

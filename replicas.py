@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -98,15 +99,28 @@ class Replicas:
         """Wait until all machines are here."""
         self.chief_says(0)
 
+    def _agreed(self, number: int) -> bool:
+        """Say, on every machine, whether all have the same number."""
+        differs = tf.constant(int(self.chief_says(number) != number), tf.int64)
+        return self.machines == 1 or int(self.total(lambda: tf.identity(differs))) == 0
+
     def agreed(self, seen: int, path: Path) -> int:
-        """Return what was seen in `path`; raises `MachineError` where this machine sees other than the chief."""
-        if self.chief_says(int(seen)) != seen:
+        """Return what was seen in `path`; raises `MachineError` on every machine where one sees something else."""
+        if not self._agreed(int(seen)):
             raise MachineError(f"The machines do not see the same {path}; give all of them one shared --run_dir.")
         return seen
 
     @contextmanager
     def lock(self, path: str | Path, wait: bool = True) -> Iterator[None]:
-        """Hold `runs.lock`, which only the chief takes, on behalf of all machines."""
+        """Hold `runs.lock`, which only the chief takes, on behalf of all machines.
+
+        Raises `UserError` where they are not about to do the same.
+        """
+        if not self._agreed(zlib.crc32(Path(path).name.encode())):
+            raise UserError(
+                "The workers of TF_CONFIG were started with different settings; give all of them the same command, and "
+                "the same task, if any."
+            )
         with ExitStack() as held:
             busy = None
             if self.chief:
@@ -127,7 +141,7 @@ def choose(name: str) -> Replicas:
 
     `auto` is `multiworker` where TF_CONFIG names several machines, `mirrored` where this one has several GPUs, else
     `none`. Raises `UserError` where TF_CONFIG is asked for and does not tell which worker of which cluster this is, and
-    `MachineError` where the other workers do not come.
+    `MachineError` where this worker cannot join it. Where the other workers do not come, SIGALRM ends the process.
     """
     if name not in STRATEGIES:
         raise UserError(f"There is no strategy '{name}'; choose one of {', '.join(STRATEGIES)}.")
@@ -146,8 +160,13 @@ def choose(name: str) -> Replicas:
 
 
 def _several_machines(machines: int) -> Replicas:
-    """Join the cluster. The wait for the others ignores all of Python, so only a signal can bound it."""
-    runs.log.warning("Waiting for all %d workers of TF_CONFIG, at most %d seconds.", machines, START_SECONDS)
+    """Join the cluster. No Python runs during the wait for others, so signals must end the process themselves."""
+    runs.log.warning(
+        "Waiting for all %d workers of TF_CONFIG; without them this process ends after %d seconds.",
+        machines,
+        START_SECONDS,
+    )
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.alarm(START_SECONDS)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -156,6 +175,8 @@ def _several_machines(machines: int) -> Replicas:
         raise MachineError(f"This worker could not join the cluster of TF_CONFIG: {reason}") from error
     finally:
         signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return Replicas(strategy, machines, chief=strategy.extended.should_checkpoint)
 
 

@@ -41,7 +41,7 @@ log = logging.getLogger("large_batch_training")  # what a user should know and n
 class Provenance:
     """Where a result came from: what computed it, from which commit, when (UTC) and in how many seconds.
 
-    `earlier` describes the processes, in the same terms, of which this one took over an unfinished training.
+    `earlier` are other commands, commits or machines, in the same terms, that the same training was begun with.
     """
 
     command: str
@@ -154,11 +154,12 @@ def lock(path: str | Path, wait: bool = True) -> Iterator[None]:
                 raise BusyError(f"{path} is in the hands of {holder}.") from busy
             log.warning("%s is in the hands of %s; waiting for it.", path, holder)
             held.acquire(poll_interval=0.5)
-        if not isinstance(held, SoftFileLock):  # whose file says so already
-            note.write_text(f"process {os.getpid()} on {platform.node()}")
     except OSError as error:
         raise MachineError(f"{path} could not be locked: {_reason(error)}.") from error
     try:
+        if not isinstance(held, SoftFileLock):  # whose file says so already
+            with suppress(OSError):  # on a full disk others are not told who holds it
+                note.write_text(f"process {os.getpid()} on {platform.node()}")
         for folder, name in ((path.parent, re.escape(path.name)), (path, ".*")):
             for file in folder.iterdir() if folder.is_dir() else ():
                 if re.fullmatch(TEMPORARY + name, file.name):
@@ -183,11 +184,19 @@ class Folder:
 
     def sums(self) -> dict[str, str]:
         """Return the SHA-256 of every file that counts, by name."""
+        listed, _ = self._read()
+        return dict(listed)
+
+    def _read(self) -> tuple[dict[str, str], bool]:
+        """Return what is listed, and whether the list is as it was written: it ends with a checksum of its own."""
         try:
             text = (self.path / SUMS).read_text(errors="replace")
         except FileNotFoundError:
-            return {}
-        return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", text, re.MULTILINE)}
+            return {}, False
+        lines, _, own = text.rpartition("# ")
+        if own != f"{_text_digest(lines)}\n":
+            return {}, False
+        return {name: digest for digest, _, name in (line.partition("  ") for line in lines.splitlines())}, True
 
     def whole(self, *names: str) -> bool:
         """Say whether the files count and are as they were written."""
@@ -199,8 +208,11 @@ class Folder:
         dropped = set(dropping)
         sums = {name: digest for name, digest in self.sums().items() if name not in dropped}
         sums |= {name: _file_digest(self.path / name) for name in names}
+        if vanished := [name for name in names if sums[name] is None]:
+            raise MachineError(f"{self.path / vanished[0]} vanished after it was written.")
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
         with writing(self.path / SUMS) as temporary:
-            temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+            temporary.write_text(f"{lines}# {_text_digest(lines)}\n")
         for name in dropped:
             (self.path / name).unlink(missing_ok=True)
 
@@ -211,8 +223,13 @@ class Folder:
                 path.unlink(missing_ok=True)
 
     def set_aside_damaged(self) -> None:
-        """Set aside every file that is not as it was written, with a message."""
-        sums = self.sums()
+        """Set aside every file that is not as it was written, with a message; all of them if the list itself is not."""
+        sums, whole = self._read()
+        if not whole and self.path.is_dir():
+            for path in sorted(self.path.iterdir()):
+                if path.is_file() and not re.search(r"\.damaged-\d+$", path.name):
+                    set_aside(path, f"is of an unknown state, since {SUMS} is missing or damaged")
+            self.seal()
         for name in sums:
             if not self.whole(name):
                 if (self.path / name).exists():
@@ -245,7 +262,11 @@ def read_record(path: str | Path) -> dict | None:
 
 
 def _content_digest(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return _text_digest(json.dumps(content, sort_keys=True))
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_json(path: str | Path, content) -> None:
@@ -279,6 +300,8 @@ def reading(path: Path, remedy: str = "move it away, or train anew with --retrai
     """Turn whatever goes wrong while a whole file is read into one `UserError` that says how to go on."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:  # files of another version make libraries raise nearly anything
         raise UserError(f"The stored {path} is of another kind or version ({error}); {remedy}.") from error
 

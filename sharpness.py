@@ -201,7 +201,7 @@ def measure(
 
             return measurements.keep(run_dir, wish, make, origin, replicas, wait)
 
-    with cli.Progress(evaluated=sum(samples.values())) as progress:
+    with cli.Progress(sum(samples.values())) as progress:
         return tasks.each(list(wishes), keep)
 
 
@@ -215,15 +215,15 @@ def as_published(network: Network, data: DataSet, recipes: tuple[Recipe, Recipe]
 def main(options: flags.FlagValues) -> None:
     """Train or find the minimizers, measure them, print the tables and write the numbers."""
     check(options)
-    task = tasks.task(options.task_index, options.task_count)
+    task = cli.task(options)
     import network_zoo
     import replicas as distribution
     from objective import Objective
 
     origin, began = runs.provenance(), time.monotonic()
     network = network_zoo.get(options.network)
-    replicas = distribution.choose(options.strategy)
     runs.check_writable(options.result_dir, options.run_dir)
+    replicas = distribution.choose(options.strategy)
     data = cli.load_data(options, network)
     recipes = cli.recipes(options, network, data)
     model = recipes[0].build(data)

@@ -61,7 +61,9 @@ def task(index: int | None, count: int | None, environment: Mapping[str, str] = 
     if index is None:
         raise UserError(f"--task_count={count} needs to know which task this is; give --task_index, from 0.")
     if count is None:
-        raise UserError(f"{source} says that this is task {index}, but not of how many; give --task_count.")
+        raise UserError(
+            f"{source} says that this is task {index}, but not of how many; give --task_count (1: all work is its own)."
+        )
     return Task(index, count)
 
 

@@ -138,14 +138,19 @@ def samples_to_train(
 ) -> int:
     """Return how many samples `train` would pass through the network, given what is stored; raises as `stored` does."""
     at = Position()
-    if not retrain:
-        if stored(recipe, data, run_dir, test_history):
-            return 0
-        folder = runs.Folder(runs.folder(run_dir, recipe))
-        if checkpoints := _checkpoints(folder):
-            with runs.reading(folder.path / checkpoints[-1]), np.load(folder.path / checkpoints[-1]) as saved:
-                at = read_position(saved)
-        _check_tested(at.history, folder.path, test_history)
+    folder = runs.Folder(runs.folder(run_dir, recipe))
+    before = folder.sums()
+    try:
+        if not retrain:
+            if stored(recipe, data, run_dir, test_history):
+                return 0
+            if checkpoints := _checkpoints(folder):
+                with runs.reading(folder.path / checkpoints[-1]), np.load(folder.path / checkpoints[-1]) as saved:
+                    at = read_position(saved)
+            _check_tested(at.history, folder.path, test_history)
+    except UserError:
+        if folder.sums() == before:  # else another process changed the files that were being read
+            raise
     return (recipe.epochs - len(at.history)) * len(data.x_train) - at.seen
 
 
@@ -182,8 +187,12 @@ def train(
         if replicas.chief:
             folder.set_aside_damaged()
             folder.sweep(CHECKPOINTS)
+            if retrain or not folder.sums():
+                _check_space(recipe, data, folder)
             if retrain:
                 _make_room(folder)
+            if not folder.path.exists():
+                folder.seal()  # files without a list are from then on a sign of damage
         replicas.together()
         found = stored(recipe, data, run_dir, test_history)
         if replicas.agreed(found is not None, folder.path):
@@ -231,15 +240,28 @@ def _train(
                 signal.signum or interruption.SIGNALS[0], f"The training is kept in {folder.path}, {loop.where()}."
             )
 
-    earlier = [dataclasses.asdict(other) for other in loop.position.origins if other != origin]
-    origin = dataclasses.replace(origin.after(loop.position.wall_seconds), earlier=earlier)
-    if replicas.chief:
-        runs.write_csv(folder.path / "history.csv", loop.position.history)
-        runs.write_json(folder.path / "provenance.json", origin)
-        write_weights(loop.model, folder.path / "minimizer.weights.h5")
-        folder.seal(*RESULT, dropping=_checkpoints(folder))
-        shutil.rmtree(_backup(folder), ignore_errors=True)
+        earlier = [dataclasses.asdict(other) for other in loop.position.origins if other != origin]
+        origin = dataclasses.replace(origin.after(loop.position.wall_seconds), earlier=earlier)
+        if replicas.chief:
+            runs.write_csv(folder.path / "history.csv", loop.position.history)
+            runs.write_json(folder.path / "provenance.json", origin)
+            write_weights(loop.model, folder.path / "minimizer.weights.h5")
+            folder.seal("history.csv", "provenance.json", "minimizer.weights.h5", dropping=_checkpoints(folder))
+            shutil.rmtree(_backup(folder), ignore_errors=True)
+        if signal.signum:
+            raise Interrupted(signal.signum, f"The minimizer is kept in {folder.path}.")
     return Minimizer(recipe, flat_weights(loop.model), start, loop.position.history, origin)
+
+
+def warn_of_memory(recipe: Recipe, data: DataSet, replicas: Replicas = ALONE) -> None:
+    """Say so where a training step seems to need more memory than there is."""
+    batch = -(-recipe.batch_size // replicas.memories)
+    model = recipe.build(data, recipe.precision)
+    memory.warn(model, batch, recipe.batch_size >= RECOMPUTE_FROM, replicas.gpus)
+
+
+def _check_space(recipe: Recipe, data: DataSet, folder: runs.Folder) -> None:
+    runs.check_space(folder.path.parent, BYTES_A_WEIGHT * recipe.build(data).count_params())
 
 
 def _backup(folder: runs.Folder) -> Path:
@@ -257,16 +279,12 @@ def _make_room(folder: runs.Folder) -> None:
 
 
 def _begin(loop: TrainingLoop, folder: runs.Folder) -> None:
-    """Restore the last kept state, if there is one; else see that there is room, and keep the start."""
+    """Restore the last kept state, if there is one; else keep the start."""
     recipe, replicas, weights = loop.recipe, loop.replicas, folder.path / "start.weights.h5"
-    if replicas.chief:
-        batch = -(-recipe.batch_size // replicas.memories)
-        memory.warn(loop.model, batch, recipe.batch_size >= RECOMPUTE_FROM, replicas.gpus)
-        if not folder.whole(weights.name):
-            runs.check_space(folder.path.parent, BYTES_A_WEIGHT * flat_weights(loop.model).size)
-            runs.write_json(folder.path / "recipe.json", recipe)
-            write_weights(loop.model, weights)
-            folder.seal("recipe.json", weights.name)
+    if replicas.chief and not folder.whole(weights.name):
+        runs.write_json(folder.path / "recipe.json", recipe)
+        write_weights(loop.model, weights)
+        folder.seal("recipe.json", weights.name)
     replicas.together()
     if checkpoints := _checkpoints(folder):
         loop.restore(folder.path / checkpoints[-1])

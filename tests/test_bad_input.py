@@ -228,6 +228,22 @@ DATA_FILES = [
     Case(SHARPNESS, "-n F2", "x_train has samples of shape (440,)", timit(x_train=np.zeros((2, 440))), "440 features"),
     Case(PLOT, "-n C3 --large_batch=3", "A batch of 3 is larger than the training set of 2", cifar100(), "two samples"),
 ]
+MACHINES = [
+    Case(PLOT, DIGITS + "--task_index=2", "--task_index says that this is task 2, but not of how many"),
+    Case(PLOT, DIGITS + "--task_index=4 --task_count=4", "Of 4 tasks the indices are 0 to 3, not 4"),
+    Case(PLOT, DIGITS + "--task_index=-1 --task_count=4", "--task_index=-1"),
+    Case(SHARPNESS, DIGITS + "--task_count=0", "--task_count=0"),
+    Case(SHARPNESS, DIGITS + "--task_count=3", "--task_count=3 needs to know which task this is"),
+    Case(SHARPNESS, DIGITS + "--task_index=0 --task_count=2 --retrain", "--retrain would train anew in every task"),
+    Case(PLOT, DIGITS, "SLURM_ARRAY_TASK_ID must be a whole number", environment={"SLURM_ARRAY_TASK_ID": "x"}),
+    Case(PLOT, DIGITS, "JOB_COMPLETION_INDEX says that", environment={"JOB_COMPLETION_INDEX": "1"}),
+    Case(PLOT, DIGITS + "--strategy=horovod", "auto|none|mirrored|multiworker"),
+    Case(PLOT, DIGITS + "--strategy=multiworker", "needs the environment variable TF_CONFIG"),
+    Case(
+        PLOT, DIGITS, "TF_CONFIG does not say which worker", environment={"TF_CONFIG": '{"cluster": {"worker": [1]}}'}
+    ),
+    Case(SHARPNESS, DIGITS, "TF_CONFIG does not say which worker", environment={"TF_CONFIG": "host0,host1"}),
+]
 ENVIRONMENT = [
     Case(PLOT, "-n C5", "no network", environment={"MPLBACKEND": "nonsense", "TF_CPP_MIN_LOG_LEVEL": "x"}, fresh=True),
     Case(SHARPNESS, "-n C5", "no network", environment={"KERAS_BACKEND": "jax", "HOME": None}, fresh=True),
@@ -253,7 +269,7 @@ MACHINE = [
         file_size_limit=5000,
     ),
 ]
-CASES = FLAGS + EMPTY + FOLDERS_AND_WEIGHTS + DATA_FILES + ENVIRONMENT + MACHINE
+CASES = FLAGS + EMPTY + FOLDERS_AND_WEIGHTS + DATA_FILES + MACHINES + ENVIRONMENT + MACHINE
 
 
 def files(folder: Path) -> dict[Path, tuple[int, int]]:

@@ -223,11 +223,13 @@ def test_two_machines_end_where_two_replicas_of_one_do_also_after_one_died(tmp_p
 
 
 def test_a_machine_that_sees_another_store(monkeypatch, tmp_path):
-    alone = replicas.Replicas(replicas.ALONE.strategy)
-    assert alone.agreed(7, tmp_path) == 7
+    two = replicas.Replicas(replicas.ALONE.strategy, machines=2)
+    assert two.agreed(7, tmp_path) == 7
     monkeypatch.setattr(replicas.Replicas, "chief_says", lambda self, number: number + 1)
     with pytest.raises(MachineError, match="do not see the same .*; give all of them one shared --run_dir"):
-        alone.agreed(7, tmp_path)
+        two.agreed(7, tmp_path)
+    with pytest.raises(UserError, match="started with different settings"), two.lock(tmp_path / "x"):
+        pass
 
 
 @pytest.mark.parametrize(

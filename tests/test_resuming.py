@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT, StoppedError, recipe, run_python
 
+import cli
+import replicas
 import runs
 import training_loop
 from errors import BusyError, Interrupted, MachineError, UserError
@@ -184,6 +187,20 @@ def test_a_signal_ends_a_training_in_mid_epoch_at_no_loss(color_digits, tmp_path
     assert resumed.history == whole.history
 
 
+def test_a_signal_at_the_very_end_is_not_lost(digits, tmp_path, monkeypatch):
+    asked = recipe(digits, epochs=1)
+    write = runs.write_csv
+
+    def interrupt(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*arguments)
+
+    monkeypatch.setattr(runs, "write_csv", interrupt)
+    with pytest.raises(Interrupted, match="The minimizer is kept in"):
+        train(asked, digits, tmp_path)
+    assert stored(asked, digits, tmp_path)
+
+
 def command(tmp_path, *arguments):
     folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
     return [
@@ -260,6 +277,23 @@ def test_two_commands_share_the_work_and_write_the_same(tmp_path):
     assert "is in the hands of process" in messages
     assert "Traceback" not in messages
     assert not list((tmp_path / "run").rglob("*damaged*"))
+
+
+def test_what_another_process_trained_anew_is_not_trained_again(digits, tmp_path, monkeypatch):
+    options = SimpleNamespace(run_dir=tmp_path, retrain=True, test_history=False)
+    asked = {"SB": recipe(digits), "LB": recipe(digits)}
+    calls = []
+
+    def train_once(*_, retrain, wait, **settings):
+        calls.append((retrain, wait))
+        if not wait:
+            raise BusyError
+        return train(*_, retrain=retrain, wait=wait, **settings)
+
+    monkeypatch.setattr("training.train", train_once)
+    weights, sides = cli.train(asked, digits, options, replicas.ALONE)
+    assert calls == [(True, False), (False, True)], "one recipe, of two labels"
+    assert list(weights) == list(sides) == ["SB", "LB"]
 
 
 def test_waiting_is_announced(tmp_path, caplog):

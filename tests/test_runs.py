@@ -145,8 +145,32 @@ def test_checksums_are_those_of_the_usual_tool(tmp_path):
     folder.seal("b.npz", "a.csv")
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path, capture_output=True, text=True)
     assert checked.stdout == "a.csv: OK\nb.npz: OK\n"
-    (tmp_path / "SHA256SUMS").write_text("no such thing\n")
-    assert not folder.whole("a.csv")
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "changed", "missing"])
+def test_a_damaged_list_makes_nothing_vanish(tmp_path, caplog, how):
+    folder = runs.Folder(tmp_path / "folder")
+    folder.seal()
+    (folder.path / "minimizer").write_text("hours of work")
+    folder.seal("minimizer")
+    path = folder.path / "SHA256SUMS"
+    text = path.read_text()
+    path.write_text({"cut": text[:-30], "empty": "", "changed": text.replace("minim", "maxim"), "missing": ""}[how])
+    if how == "missing":
+        path.unlink()
+    assert not folder.whole("minimizer")
+    folder.set_aside_damaged()
+    assert (folder.path / "minimizer.damaged-1").read_text() == "hours of work"
+    assert "minimizer is of an unknown state, since SHA256SUMS is missing or damaged" in caplog.text
+    assert folder.sums() == {}
+    caplog.clear()
+    folder.set_aside_damaged()
+    assert caplog.text == ""
+
+
+def test_a_file_that_vanished_is_not_sealed(tmp_path):
+    with pytest.raises(MachineError, match="x vanished after it was written"):
+        runs.Folder(tmp_path).seal("x")
 
 
 def test_what_is_set_aside_displaces_nothing(tmp_path, caplog):
