@@ -3,7 +3,7 @@
     python tests/soak.py --kills 100
 
 C1 with dropout on the digits, float32 and bfloat16 in turn, each training another seed. Every process is killed with
-SIGKILL at a moment drawn uniformly from the first 75 % of the length of a whole training, and started again, until it
+SIGKILL at a moment drawn uniformly from the first 60 % of the length of a whole training, and started again, until it
 ends. Prints what was found; the exit code is 1 if a single bit, or a file, differs.
 """
 
@@ -72,7 +72,7 @@ def main() -> None:
             started = time.monotonic()
             child(recipe, data, whole.parent, None)
             length, before = time.monotonic() - started, kills
-            while not child(recipe, data, killed.parent, moments.uniform(0, 0.75 * length)):
+            while not child(recipe, data, killed.parent, moments.uniform(0, 0.6 * length)):
                 kills += 1
             same = weights(whole) == weights(killed)
             same &= (whole / "history.csv").read_bytes() == (killed / "history.csv").read_bytes()
