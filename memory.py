@@ -1,5 +1,7 @@
 """How much memory a gradient will need, and how much there is: asked before a run rather than found out in it."""
 
+import quiet_tensorflow  # noqa: F401
+
 import subprocess
 from contextlib import suppress
 from math import prod
