@@ -8,7 +8,7 @@ from conftest import run_python
 import memory
 import network_zoo
 
-PEAK = """
+PEAK = r"""
 import json, re, sys
 from pathlib import Path
 import data_zoo, memory
