@@ -15,9 +15,11 @@ lint: .venv/installed
 	$(VENV)/ruff format --check .
 
 bench: .venv/installed
+	$(VENV)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(VENV)/python benchmarks/throughput.py
 	$(VENV)/python benchmarks/sharpness_cost.py
 	$(VENV)/python benchmarks/checkpoint_cost.py
+	$(VENV)/python benchmarks/start_up.py
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -56,7 +56,7 @@ class BatchStatisticsNormalization(keras.layers.Layer):
 
     def _normalize_fused(self, x):
         # The raw operation, since tf.nn.fused_batch_norm silently raises epsilon to 1e-5.
-        images = x if x.shape.rank == 4 else x[:, None, None, :]
+        images = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
         y = tf.raw_ops.FusedBatchNormV3(
             x=images,
             scale=tf.cast(self.gamma, tf.float32),

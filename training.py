@@ -26,7 +26,7 @@ from data_zoo import DataSet
 from errors import Interrupted, MachineError, UserError
 from objective import Objective, flat_weights, read_weights, write_weights
 from replicas import ALONE, Replicas, failure
-from training_loop import RECOMPUTE_FROM, DivergedError, Epoch, Position, TrainingLoop, read_position
+from training_loop import DivergedError, Epoch, Position, TrainingLoop, read_position, recomputes
 
 RESULT = ("minimizer.weights.h5", "start.weights.h5", "history.csv", "provenance.json")
 CHECKPOINTS = "checkpoint-*.npz"
@@ -257,7 +257,7 @@ def warn_of_memory(recipe: Recipe, data: DataSet, replicas: Replicas = ALONE) ->
     """Say so where a training step seems to need more memory than there is."""
     batch = -(-recipe.batch_size // replicas.memories)
     model = recipe.build(data, recipe.precision)
-    memory.warn(model, batch, recipe.batch_size >= RECOMPUTE_FROM, replicas.gpus)
+    memory.warn(model, batch, recomputes(model, recipe.batch_size, replicas), replicas.gpus)
 
 
 def _check_space(recipe: Recipe, data: DataSet, folder: runs.Folder) -> None:

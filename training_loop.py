@@ -19,9 +19,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import memory
 import network_zoo
 import runs
-from objective import Objective, flat_weights, pixels
+from objective import RECOMPUTE_BYTES, Objective, flat_weights, pixels
+from optimizers import FusedAdam
 from replicas import Replicas
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 BLOCK = 4096  # samples trained at most between two looks at the clock and at signals
 PACE = 1.0  # seconds that should not pass between them
-RECOMPUTE_FROM = 1000  # samples of a batch whose memory counts for more than a little time
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ class TrainingLoop:
         self.position = Position()
         with replicas.strategy.scope():
             self.model = recipe.build(data, recipe.precision)
-            self.optimizer = keras.optimizers.Adam(recipe.learning_rate, epsilon=1e-8)  # Keras 1's epsilon
+            self.optimizer = FusedAdam(recipe.learning_rate, epsilon=1e-8)  # Keras 1's epsilon
             self.optimizer.build(self.model.trainable_variables)
         self.x = tf.constant(data.x_train)
         self.y = tf.constant(data.y_train.astype(np.int32))
+        self._recomputing = recomputes(self.model, recipe.batch_size, replicas)
         self._order = (-1, tf.zeros(0, tf.int32))  # of which epoch, and which
         self._block = 1
 
@@ -169,10 +171,10 @@ class TrainingLoop:
         samples = tf.cast(tf.shape(x)[0], tf.float32)
         (x, y), weight = self.replicas.split(x, y)
         with tf.GradientTape() as tape:
-            if self.recipe.batch_size < RECOMPUTE_FROM:
-                logits = self.model(pixels(x), training=True)
-            else:
+            if self._recomputing:
                 logits = network_zoo.call_recomputing(self.model, pixels(x))
+            else:
+                logits = self.model(pixels(x), training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
             loss = tf.reduce_sum(losses) * weight / samples
         gradients = tape.gradient(loss, self.model.trainable_variables)
@@ -196,6 +198,11 @@ class TrainingLoop:
             for variable, value in zip(self._variables(), values, strict=True):
                 variable.assign(value)
             self.position = read_position(saved)
+
+
+def recomputes(model: keras.Model, batch_size: int, replicas: Replicas) -> bool:
+    """Say whether a step's gradient would keep so much of a batch that it is better computed again."""
+    return memory.kept_bytes(model, -(-batch_size // replicas.memories)) > RECOMPUTE_BYTES
 
 
 def read_position(saved) -> Position:

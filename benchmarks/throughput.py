@@ -1,145 +1,132 @@
-"""How close training and evaluation come to the machine's float32 matrix-product rate.
+"""Training and measuring: ours beside the machine's limit, a plain Keras port and PyTorch.
 
-    python benchmarks/throughput.py            # C1 on CIFAR-10 and F1 on MNIST
+    python benchmarks/throughput.py            # F1 on MNIST and C1 on CIFAR-10; needs the extra `bench`
+    python benchmarks/throughput.py C2         # fewer samples
 
-For each network: small-batch training, large-batch training, the loss over a data set (a point of the parametric plot),
-and loss with gradient; each in a process of its own, beside `tf.matmul` of 2048 x 2048 matrices in the same process.
-A gradient counts as twice the forward pass. Prints ratios and peak memory, writes results/benchmarks.json.
+For each task every implementation gets a process of its own and, after one run that compiles, works in turns with the
+others, so that all see the same machine. The limit is `tf.matmul` of 2048 x 2048 float32 matrices, measured in our own
+process before each turn; a gradient counts as three forward passes, a Hessian-vector product as six. Prints medians and
+ranges of the turns, writes results/benchmarks.json.
 """
 
-import dataclasses
-import multiprocessing
-import resource
+import statistics
 import sys
-import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from ctypes.util import find_library
 from dataclasses import dataclass
-from math import prod
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from rooms import Contestant, Room, forward_flop, keep, spread
 
-TASKS = ("small-batch training", "large-batch training", "loss", "loss and gradient")
-SAMPLES = {"C1": 20_000, "F1": 60_000}
-MATRIX = 2048
+# Samples of one turn (C1, F1, C2), and the forward passes that a sample counts as
+TASKS = {
+    "small-batch training": ({"C1": 2_560, "F1": 30_720, "C2": 512}, 3),
+    "large-batch training": ({"C1": 5_000, "F1": 30_000, "C2": 5_000}, 3),
+    "loss": ({"C1": 10_000, "F1": 60_000, "C2": 2_000}, 1),
+    "loss and gradient": ({"C1": 5_000, "F1": 30_000, "C2": 1_000}, 3),
+    "Hessian-vector product": ({"C1": 1_250, "F1": 10_000, "C2": 0}, 6),
+}
+TURNS = {"F1": 4, "C1": 3, "C2": 2}
+
+
+def contestants(task: str) -> list[Contestant]:
+    """Return who works at a task; ours first."""
+    everyone = [
+        Contestant("ours", "ours", "Ours"),
+        Contestant("ours, bfloat16", "ours", "Ours", {"precision": "bfloat16"}),
+        Contestant("plain Keras", "plain_keras", "PlainKeras"),
+        Contestant("plain Keras, no XLA", "plain_keras", "PlainKeras", {"jit_compile": False}),
+        Contestant("PyTorch as it comes", "pytorch", "PyTorch", {"tuned": False}),
+        Contestant("PyTorch tuned", "pytorch", "PyTorch", {"tuned": True}, allocator()),
+        Contestant("PyTorch compiled", "pytorch", "PyTorch", {"tuned": True, "compiled": True}, allocator()),
+    ]
+    out = set()
+    if not task.endswith("training"):
+        out.add("ours, bfloat16")  # measuring is float32 always
+    if task == "Hessian-vector product":
+        out.add("PyTorch compiled")  # torch.compile has no second derivatives
+    return [contestant for contestant in everyone if contestant.label not in out]
+
+
+def allocator() -> dict[str, str]:
+    """Return what PyTorch's tuning guide recommends: TCMalloc, or, where it is not installed, glibc told to keep freed
+    memory."""
+    for name in ("tcmalloc_minimal", "tcmalloc"):
+        if library := find_library(name):
+            return {"LD_PRELOAD": library}
+    return {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One task: samples a second, its share of the matmul rate (GFLOP/s), peak memory of the process (GiB)."""
+class Result:
+    """One implementation at one task: samples a second of each turn, peak memory of the process (GiB); for ours also
+    GFLOP of a sample's forward pass, the limit (GFLOP/s), and the share of it (percent) in each turn."""
 
     network: str
     task: str
-    samples_per_second: float
-    forward_mflop: float
-    gflop_per_second: float
-    matmul_gflop_per_second: float
-    share_of_matmul: float
+    implementation: str
+    rates: list[float]
     peak_gib: float
+    forward_gflop: float | None = None
+    limits: list[float] | None = None
+    shares: list[float] | None = None
 
 
-def matmul_rate() -> float:
-    """Return the best of five rates of tf.matmul on 2048 x 2048 float32 matrices, in GFLOP/s."""
-    import tensorflow as tf
+def race(network: str, task: str, gflop: float) -> list[Result]:
+    """Let all contestants do one task in turns."""
+    samples, passes = TASKS[task][0][network], TASKS[task][1]
+    with ExitStack() as rooms:
+        entered = [(contestant, rooms.enter_context(Room().enter(contestant))) for contestant in contestants(task)]
 
-    a = tf.random.stateless_normal((MATRIX, MATRIX), (0, 0))
-    product = tf.function(lambda: tf.matmul(a, a))
-    product()
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        for _ in range(5):
-            result = product()
-        result.numpy()
-        seconds.append((time.perf_counter() - began) / 5)
-    return 2 * MATRIX**3 / min(seconds) / 1e9
+        def prepare(contestant: Contestant, room: Room):
+            work = room.work(contestant, network, task, samples)
+            work.rate()  # compiles
+            return contestant.label, work
+
+        with ThreadPoolExecutor(2) as preparing:
+            works = dict(preparing.map(prepare, *zip(*entered, strict=True)))
+        rates, limits = {label: [] for label in works}, {label: [] for label in works}
+        for _ in range(TURNS[network]):
+            for label, work in works.items():
+                if label.startswith("ours"):
+                    limits[label].append(work.matmul_rate("bfloat16" if "bfloat16" in label else "float32"))
+                rates[label].append(work.rate())
+        results = []
+        for label, work in works.items():
+            ours = {}
+            if limits[label]:
+                turns = zip(rates[label], limits[label], strict=True)
+                shares = [100 * rate * gflop * passes / limit for rate, limit in turns]
+                ours = {"forward_gflop": gflop, "limits": limits[label], "shares": shares}
+            results.append(Result(network, task, label, rates[label], work.peak_gib(), **ours))
+            print_result(results[-1], results[0])
+        return results
 
 
-def forward_flop(model) -> int:
-    """Return the floating-point operations of one sample's forward pass in the convolutions and dense layers."""
-    import keras
-
-    return sum(
-        2 * layer.kernel.numpy().size * (prod(layer.output.shape[1:3]) if isinstance(layer, keras.layers.Conv2D) else 1)
-        for layer in model.layers
-        if hasattr(layer, "kernel")
+def print_result(result: Result, ours: Result) -> None:
+    """Print a row: samples a second, the share of the limit, how many times faster ours is, peak memory."""
+    share = f"{spread(result.shares, '{:.0f}')} % of {spread(result.limits)} GFLOP/s" if result.shares else ""
+    ratio = statistics.median(a / b for a, b in zip(ours.rates, result.rates, strict=True))
+    print(
+        f"{result.network} {result.task:23} {result.implementation:20} {spread(result.rates):28} "
+        f"ours {ratio:5.2f}x  {result.peak_gib:4.1f} GiB  {share}",
+        flush=True,
     )
-
-
-def training_rate(recipe, data) -> float:
-    """Train two epochs; return samples a second of the second, between its first and its last report."""
-    from training import train
-
-    times = []
-
-    def report(samples: int, note: str) -> None:
-        if "epoch 2/" in note:
-            times.append((time.perf_counter(), samples))
-
-    with tempfile.TemporaryDirectory() as run_dir:
-        train(recipe, data, run_dir, report=report)
-    return sum(samples for _, samples in times[1:]) / (times[-1][0] - times[0][0])
-
-
-def measuring_rate(recipe, data, task: str) -> float:
-    """Return samples a second of the objective's value, or value and gradient, over the data set."""
-    from objective import Objective, flat_weights
-
-    model = recipe.build(data)
-    objective = Objective(model, data.x_train, data.y_train)
-    measure = objective.value if task == "loss" else objective.value_and_gradient
-    w = flat_weights(model)
-    measure(w)
-    began = time.perf_counter()
-    measure(w)
-    return objective.samples / (time.perf_counter() - began)
-
-
-def measure(network_name: str, task: str) -> Measurement:
-    """Measure one task in this process."""
-    import data_zoo
-    import network_zoo
-    from training import Recipe
-
-    network = network_zoo.get(network_name)
-    data = data_zoo.load(network.dataset, ROOT / "data").fit(network.input_shape)
-    samples = len(data.x_train)
-    batch = network.large_batch(samples) if task.startswith("large") else network.small_batch(samples)
-    few = slice(SAMPLES[network_name])
-    data = dataclasses.replace(data, x_train=data.x_train[few], y_train=data.y_train[few])
-    recipe = Recipe(network.name, data.name, data.digest, batch, epochs=2, seed=0)
-
-    before = matmul_rate()
-    training = task.endswith("training")
-    rate = training_rate(recipe, data) if training else measuring_rate(recipe, data, task)
-    matmul = max(before, matmul_rate())
-    flop = forward_flop(recipe.build(data))
-    achieved = rate * flop * (1 if task == "loss" else 3) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Measurement(network_name, task, rate, flop / 1e6, achieved, matmul, achieved / matmul, peak)
 
 
 def main() -> None:
-    """Measure every task in a fresh process, print the table and write it."""
-    import cli
+    """Run every task, print a table and write it."""
+    import network_zoo
     import runs
 
-    origin, began = runs.provenance(), time.monotonic()
-    measurements = []
-    for network in SAMPLES:
-        for task in TASKS:
-            with multiprocessing.get_context("spawn").Pool(1) as process:
-                measurements.append(process.apply(measure, (network, task)))
-    rows = [["", "samples/s", "GFLOP/s", "matmul", "share", "peak GiB"]]
-    for m in measurements:
-        rates = (f"{m.samples_per_second:,.0f}", f"{m.gflop_per_second:.0f}", f"{m.matmul_gflop_per_second:.0f}")
-        rows.append([f"{m.network} {m.task}", *rates, f"{m.share_of_matmul:.0%}", f"{m.peak_gib:.1f}"])
-    print(cli.table(rows))
-    runs.write_json(
-        ROOT / "results" / "benchmarks.json",
-        {"measurements": measurements, "provenance": origin.after(time.monotonic() - began)},
-    )
+    for network in sys.argv[1:] or ("F1", "C1"):
+        origin, began, results = runs.provenance(), time.monotonic(), []
+        gflop = forward_flop(network_zoo.get(network).build()) / 1e9
+        for task, (samples, _) in TASKS.items():
+            if samples[network]:
+                results += race(network, task, gflop)
+        keep(f"throughput {network}", results, origin, began)
 
 
 if __name__ == "__main__":

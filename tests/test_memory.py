@@ -11,13 +11,14 @@ import network_zoo
 PEAK = r"""
 import json, re, sys
 from pathlib import Path
-import data_zoo, memory
+import data_zoo, memory, training_loop
 from replicas import ALONE
 from training import Recipe
-from training_loop import RECOMPUTE_FROM, TrainingLoop
+from training_loop import TrainingLoop
 
 data = data_zoo.load("digits", "unused").fit((32, 32, 3))
-batch = int(sys.argv[1])
+batch, recomputing = int(sys.argv[1]), sys.argv[2] == "True"
+training_loop.RECOMPUTE_BYTES = 0 if recomputing else 2**50
 loop = TrainingLoop(Recipe("C1", "digits", data.digest, batch, 1, 0), data, ALONE)
 
 def peak():  # not ru_maxrss, which a process inherits from the one that started it
@@ -25,14 +26,14 @@ def peak():  # not ru_maxrss, which a process inherits from the one that started
 
 before = peak()
 loop.advance(stop=False)
-print(json.dumps([peak() - before, memory.step_bytes(loop.model, batch, batch >= RECOMPUTE_FROM)]))
+print(json.dumps([peak() - before, memory.step_bytes(loop.model, batch, recomputing)]))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is known on Linux only")
-@pytest.mark.parametrize("batch", [750, 1500])
-def test_the_estimate_is_about_what_a_step_takes(batch):
-    done = run_python("-c", PEAK, str(batch))
+@pytest.mark.parametrize(("batch", "recomputing"), [(750, False), (1500, True)])
+def test_the_estimate_is_about_what_a_step_takes(batch, recomputing):
+    done = run_python("-c", PEAK, str(batch), str(recomputing))
     used, estimated = json.loads(done.stdout.splitlines()[-1])
     assert 0.7 < used / estimated < 1.4
 

@@ -37,7 +37,7 @@ def test_real_minimizers_of_one_recipe_are_bit_identical(mnist, tmp_path):
 def test_recomputing_in_large_batches_changes_no_bit(color_digits, tmp_path, monkeypatch):
     asked = recipe(color_digits, network="C1", definition="paper")
     kept = train(asked, color_digits, tmp_path / "kept")
-    monkeypatch.setattr(training_loop, "RECOMPUTE_FROM", asked.batch_size)
+    monkeypatch.setattr(training_loop, "RECOMPUTE_BYTES", 0)
     recomputed = train(asked, color_digits, tmp_path / "recomputed")
     np.testing.assert_array_equal(recomputed.weights, kept.weights)
 

@@ -1,0 +1,63 @@
+"""What training in bfloat16 costs in accuracy: same seeds, same epochs, float32 and bfloat16 side by side.
+
+    python benchmarks/precision.py            # F1, 10 epochs, 2 seeds; C1, 5 epochs, 1 seed: an hour
+    python benchmarks/precision.py F1
+
+Trains what runs/ does not have. Everything is evaluated in float32. Writes results/benchmarks.json.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+
+from rooms import ROOT, keep
+
+EPOCHS, SEEDS = {"F1": 10, "C1": 5}, {"F1": (0, 1), "C1": (0,)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A recipe's end: loss on the training set (nats), accuracies (percent), distance from the start."""
+
+    network: str
+    regime: str
+    precision: str
+    seed: int
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+    distance: float
+
+
+def main() -> None:
+    """Train, evaluate, print the table and write it."""
+    import cli
+    import data_zoo
+    import network_zoo
+    import runs
+    from objective import Objective
+    from training import Recipe, train
+
+    for name in sys.argv[1:] or EPOCHS:
+        origin, began, results = runs.provenance(), time.monotonic(), []
+        network = network_zoo.get(name)
+        data = data_zoo.load(network.dataset, ROOT / "data").fit(network.input_shape)
+        model, samples = network.build(), len(data.x_train)
+        on_train, on_test = Objective(model, data.x_train, data.y_train), Objective(model, data.x_test, data.y_test)
+        rows = [["", "regime", "precision", "seed", "train loss", "train %", "test %", "distance"]]
+        for regime, batch in (("SB", network.small_batch(samples)), ("LB", network.large_batch(samples))):
+            for seed in SEEDS[name]:
+                for precision in network_zoo.PRECISIONS:
+                    recipe = Recipe(name, data.name, data.digest, batch, EPOCHS[name], seed, precision=precision)
+                    minimizer = train(recipe, data, ROOT / "runs")
+                    train_end, test_end = (each.evaluate(minimizer.weights) for each in (on_train, on_test))
+                    numbers = train_end.loss, train_end.accuracy, test_end.accuracy, minimizer.distance
+                    results.append(Trained(name, regime, precision, seed, *numbers))
+                    rows.append([name, regime, precision, str(seed), *(f"{number:.4g}" for number in numbers)])
+                    print(*rows[-1], flush=True)
+        print(cli.table(rows))
+        keep(f"precision {name}", results, origin, began)
+
+
+if __name__ == "__main__":
+    main()

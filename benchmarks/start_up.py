@@ -1,0 +1,81 @@
+"""What users wait for besides the computation: start-up, data, compilation, a checkpoint, a figure.
+
+    python benchmarks/start_up.py
+
+Every item is the median of three runs, in seconds; the first three and the steps start a process each. Checkpoints have
+a script of their own, checkpoint_cost.py. Writes results/benchmarks.json.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rooms import ROOT, keep
+
+TIMES = 3
+FIRST_STEP = """
+import sys; sys.path[:0] = ["benchmarks", "."]
+from rooms import data_of
+from replicas import ALONE
+from training import Recipe
+from training_loop import TrainingLoop
+data = data_of("{network}")
+loop = TrainingLoop(Recipe("{network}", data.name, data.digest, 256, 1, 0), data, ALONE)
+loop.advance(stop=False)
+"""
+
+
+def python(*arguments: str) -> Callable[[], object]:
+    """Return the running of a Python command at the repository's root."""
+    return lambda: subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return the median time of three runs."""
+    times = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def drawing(folder: str) -> Callable[[], object]:
+    """Return the drawing of a parametric plot as PDF and PNG, from made-up curves of 25 points."""
+    import figures
+    import plot_parametric_plot as plot
+
+    points = [plot.Point(-1 + i / 8, *([2.0, 50.0, 2.0] * 2)) for i in range(25)]
+    return lambda: figures.save(plot.draw(points, "C1", None), Path(folder) / "drawn")
+
+
+def main() -> None:
+    """Measure every item, print a line for each and write them."""
+    import data_zoo
+    import runs
+
+    origin, began = runs.provenance(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        items = {
+            "plot_parametric_plot.py --help": python("plot_parametric_plot.py", "--help"),
+            "sharpness.py --help": python("sharpness.py", "--help"),
+            "import of TensorFlow and Keras": python("-c", "import quiet_tensorflow, keras"),
+            "first training step of F1, from the start of the process": python("-c", FIRST_STEP.format(network="F1")),
+            "first training step of C1, from the start of the process": python("-c", FIRST_STEP.format(network="C1")),
+            "MNIST from the cache": lambda: data_zoo.load("mnist", ROOT / "data"),
+            "CIFAR-10 from the cache": lambda: data_zoo.load("cifar10", ROOT / "data"),
+            "drawing a parametric plot, PDF and PNG": drawing(folder),
+        }
+        results = {}
+        for name, work in items.items():
+            results[name] = seconds(work)
+            print(f"{results[name]:6.2f} s  {name}", flush=True)
+    keep("start-up", results, origin, began)
+
+
+if __name__ == "__main__":
+    main()
