@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from rooms import batch_of, data_of
 from torch import nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 CHUNK = 5000
 
@@ -45,6 +44,11 @@ def build(network: str) -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(512, 10))
 
 
+def flat(tensors: list[torch.Tensor]) -> np.ndarray:
+    """Return the tensors as one float64 vector."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).numpy().astype(np.float64)
+
+
 class PyTorch:
     """`tuned` is channels_last and the fused ADAM; `compiled` is torch.compile. Data lie in memory, scaled, and each
     batch is an index into them."""
@@ -63,7 +67,7 @@ class PyTorch:
         self._loss = torch.compile(self._mean_loss) if compiled else self._mean_loss
         self._batch = batch_of(network, task) if task.endswith("training") else CHUNK
         self._model.train(task.endswith("training"))
-        self._w = parameters_to_vector(self._parameters).detach().numpy().astype(np.float64)
+        self._w = flat(self._parameters)
         self.run = {
             "loss": self._evaluate,
             "loss and gradient": self._gradient,
@@ -85,7 +89,9 @@ class PyTorch:
         return len(self._x)
 
     def _batches(self):
-        vector_to_parameters(torch.tensor(self._w, dtype=torch.float32), self._parameters)
+        parts = torch.tensor(self._w, dtype=torch.float32).split([p.numel() for p in self._parameters])
+        for parameter, part in zip(self._parameters, parts, strict=True):
+            parameter.data.copy_(part.view(parameter.shape))
         return zip(self._x.split(CHUNK), self._y.split(CHUNK), strict=True)
 
     @torch.no_grad()
@@ -97,7 +103,7 @@ class PyTorch:
         total = 0.0
         for x, y in self._batches():
             gradients = torch.autograd.grad(self._loss(x, y), self._parameters)
-            total = total + len(x) * torch.cat([g.reshape(-1) for g in gradients]).numpy().astype(np.float64)
+            total = total + len(x) * flat(gradients)
         return len(self._x)
 
     def _product(self) -> int:
@@ -106,5 +112,5 @@ class PyTorch:
             gradients = torch.autograd.grad(self._loss(x, y), self._parameters, create_graph=True)
             slope = sum((g * p.detach()).sum() for g, p in zip(gradients, self._parameters, strict=True))
             products = torch.autograd.grad(slope, self._parameters)
-            total = total + len(x) * torch.cat([g.reshape(-1) for g in products]).numpy().astype(np.float64)
+            total = total + len(x) * flat(products)
         return len(self._x)

@@ -50,7 +50,7 @@ def drawing(folder: str) -> Callable[[], object]:
     import plot_parametric_plot as plot
 
     points = [plot.Point(-1 + i / 8, *([2.0, 50.0, 2.0] * 2)) for i in range(25)]
-    return lambda: figures.save(plot.draw(points, "C1", None), Path(folder) / "drawn")
+    return lambda: figures.save(figures.parametric_plot(points, [], "C1", "linear path"), Path(folder) / "drawn")
 
 
 def main() -> None:

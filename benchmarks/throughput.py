@@ -27,7 +27,7 @@ TASKS = {
     "loss and gradient": ({"C1": 5_000, "F1": 30_000, "C2": 1_000}, 3),
     "Hessian-vector product": ({"C1": 1_250, "F1": 10_000, "C2": 0}, 6),
 }
-TURNS = {"F1": 4, "C1": 3, "C2": 2}
+TURNS = {"F1": 4, "C1": 2, "C2": 2}
 
 
 def contestants(task: str) -> list[Contestant]:
