@@ -3,7 +3,7 @@
     python benchmarks/checkpoint_cost.py            # F1 on MNIST and C1 on CIFAR-10, small and large batches
 
 The length of an epoch is that of the steps of about 20 seconds, in the same process. Writing includes the checksum and
-the wait until the disk has everything. Writes results/benchmarks-checkpoints.json.
+the wait until the disk has everything. Writes results/benchmarks.json.
 """
 
 import statistics
@@ -13,8 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from rooms import ROOT, keep
 
 SECONDS, TIMES = 20, 5
 
@@ -78,10 +77,7 @@ def main() -> None:
             [f"{each.network} b{each.batch_size}", *times, f"{each.checkpoint_megabytes:.1f}", f"{each.share:.2f}%"]
         )
     print(cli.table(rows))
-    runs.write_json(
-        ROOT / "results" / "benchmarks-checkpoints.json",
-        {"costs": costs, "provenance": origin.after(time.monotonic() - began)},
-    )
+    keep("checkpoints", costs, origin, began)
 
 
 if __name__ == "__main__":

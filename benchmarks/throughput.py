@@ -1,10 +1,10 @@
 """Training and measuring: ours beside the machine's limit, a plain Keras port and PyTorch.
 
     python benchmarks/throughput.py            # F1 on MNIST and C1 on CIFAR-10; needs the extra `bench`
-    python benchmarks/throughput.py C2         # fewer samples
+    python benchmarks/throughput.py C2 loss    # a network, a task
 
 For each task every implementation gets a process of its own and, after one run that compiles, works in turns with the
-others, so that all see the same machine. The limit is `tf.matmul` of 2048 x 2048 float32 matrices, measured in our own
+others (F1), so that all see the same machine, or after them (C1, C2: their memory would not suffice). The limit is `tf.matmul` of 2048 x 2048 float32 matrices, measured in our own
 process before each turn; a gradient counts as three forward passes, a Hessian-vector product as six. Prints medians and
 ranges of the turns, writes results/benchmarks.json.
 """
@@ -12,7 +12,6 @@ ranges of the turns, writes results/benchmarks.json.
 import statistics
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from ctypes.util import find_library
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ TASKS = {
     "Hessian-vector product": ({"C1": 1_250, "F1": 10_000, "C2": 0}, 6),
 }
 TURNS = {"F1": 4, "C1": 2, "C2": 2}
+IN_TURNS = {"F1"}
 
 
 def contestants(task: str) -> list[Contestant]:
@@ -74,34 +74,32 @@ class Result:
 
 
 def race(network: str, task: str, gflop: float) -> list[Result]:
-    """Let all contestants do one task in turns."""
+    """Let all contestants do one task: small networks in turns, others one after the other, for the memory they take."""
     samples, passes = TASKS[task][0][network], TASKS[task][1]
-    with ExitStack() as rooms:
-        entered = [(contestant, rooms.enter_context(Room().enter(contestant))) for contestant in contestants(task)]
-
-        def prepare(contestant: Contestant, room: Room):
-            work = room.work(contestant, network, task, samples)
-            work.rate()  # compiles
-            return contestant.label, work
-
-        with ThreadPoolExecutor(2) as preparing:
-            works = dict(preparing.map(prepare, *zip(*entered, strict=True)))
-        rates, limits = {label: [] for label in works}, {label: [] for label in works}
-        for _ in range(TURNS[network]):
+    everyone = contestants(task)
+    results = []
+    for group in [everyone] if network in IN_TURNS else [[contestant] for contestant in everyone]:
+        with ExitStack() as rooms:
+            works = {}
+            for contestant in group:
+                room = rooms.enter_context(Room().enter(contestant))
+                works[contestant.label] = room.work(contestant, network, task, samples)
+                works[contestant.label].rate()  # compiles
+            rates, limits = {label: [] for label in works}, {label: [] for label in works}
+            for _ in range(TURNS[network]):
+                for label, work in works.items():
+                    if label.startswith("ours"):
+                        limits[label].append(work.matmul_rate("bfloat16" if "bfloat16" in label else "float32"))
+                    rates[label].append(work.rate())
             for label, work in works.items():
-                if label.startswith("ours"):
-                    limits[label].append(work.matmul_rate("bfloat16" if "bfloat16" in label else "float32"))
-                rates[label].append(work.rate())
-        results = []
-        for label, work in works.items():
-            ours = {}
-            if limits[label]:
-                turns = zip(rates[label], limits[label], strict=True)
-                shares = [100 * rate * gflop * passes / limit for rate, limit in turns]
-                ours = {"forward_gflop": gflop, "limits": limits[label], "shares": shares}
-            results.append(Result(network, task, label, rates[label], work.peak_gib(), **ours))
-            print_result(results[-1], results[0])
-        return results
+                ours = {}
+                if limits[label]:
+                    turns = zip(rates[label], limits[label], strict=True)
+                    shares = [100 * rate * gflop * passes / limit for rate, limit in turns]
+                    ours = {"forward_gflop": gflop, "limits": limits[label], "shares": shares}
+                results.append(Result(network, task, label, rates[label], work.peak_gib(), **ours))
+                print_result(results[-1], results[0])
+    return results
 
 
 def print_result(result: Result, ours: Result) -> None:
@@ -120,13 +118,13 @@ def main() -> None:
     import network_zoo
     import runs
 
-    for network in sys.argv[1:] or ("F1", "C1"):
-        origin, began, results = runs.provenance(), time.monotonic(), []
+    asked = set(sys.argv[1:])
+    for network in [name for name in TURNS if name in asked] or ("F1", "C1"):
         gflop = forward_flop(network_zoo.get(network).build()) / 1e9
-        for task, (samples, _) in TASKS.items():
-            if samples[network]:
-                results += race(network, task, gflop)
-        keep(f"throughput {network}", results, origin, began)
+        for task in [task for task in TASKS if task in asked] or TASKS:
+            if TASKS[task][0][network]:
+                origin, began = runs.provenance(), time.monotonic()
+                keep(f"{network} {task}", race(network, task, gflop), origin, began)
 
 
 if __name__ == "__main__":
