@@ -4,9 +4,9 @@
     python benchmarks/throughput.py C2 loss    # a network, a task
 
 For each task every implementation gets a process of its own and, after one run that compiles, works in turns with the
-others (F1), so that all see the same machine, or after them (C1, C2: their memory would not suffice). The limit is `tf.matmul` of 2048 x 2048 float32 matrices, measured in our own
-process before each turn; a gradient counts as three forward passes, a Hessian-vector product as six. Prints medians and
-ranges of the turns, writes results/benchmarks.json.
+others (F1), so that all see the same machine, or after them (C1, C2: memory would not suffice). The limit is
+`tf.matmul` of 2048 x 2048 matrices in our own process, before each turn; a gradient counts as three forward passes, a
+Hessian-vector product as six. Prints medians and ranges of the turns, writes results/benchmarks.json.
 """
 
 import statistics
@@ -74,7 +74,7 @@ class Result:
 
 
 def race(network: str, task: str, gflop: float) -> list[Result]:
-    """Let all contestants do one task: small networks in turns, others one after the other, for the memory they take."""
+    """Let all contestants do one task: in turns, or one after the other where memory would not hold them all."""
     samples, passes = TASKS[task][0][network], TASKS[task][1]
     everyone = contestants(task)
     results = []
