@@ -9,9 +9,9 @@ import tensorflow as tf
 class FusedAdam(keras.optimizers.Adam):
     """Keras' ADAM in one pass over the memory for each variable, without `amsgrad`, for which it raises ValueError.
 
-    Written as a formula, a step passes over weights, gradient and moments some twenty times, which takes as long as a
-    quarter of a small step of F1. The fused operation computes the same formula; it rounds beta to float32 before it
-    takes 1 - beta, so steps differ from Keras' by less than 1e-4 of their length.
+    Written as a formula, a step passes over weights, gradient and moments once for each operation, which took 4.6 ms of
+    a small step of F1, instead of 1.4. The fused operation computes the same formula; it rounds beta to float32 before
+    it takes 1 - beta, so steps differ from Keras' by less than 1e-4 of their length.
     """
 
     def __init__(self, *arguments, **settings):
