@@ -24,8 +24,9 @@ if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
 
     from data_zoo import DataSet
     from network_zoo import Network
+    from recipes import Recipe
     from replicas import Replicas
-    from training import Minimizer, Recipe, Report
+    from training import Minimizer, Report
 
 FLAGS = flags.FLAGS
 EPOCHS = 100  # what the paper's figures need
@@ -42,8 +43,9 @@ class Side:
     distance_from_start: float | None
 
 
-def define_recipe_flags() -> None:
-    """Define the flags that choose what is trained: network, data, batch sizes, length, seed."""
+def define_recipe_flags(batch_sizes: bool = True, test_history: bool = True) -> None:
+    """Define the flags that choose what is trained: network, data, length, seed, and batch sizes and the test history
+    unless the script chooses them itself."""
     group = {"module_name": "What to train"}
     flags.DEFINE_string("network", None, "F1, F2, C1, C2, C3 or C4 (Table 1).", short_name="n", **group)
     flags.DEFINE_string("dataset", None, "mnist, cifar10, cifar100, timit or digits; default: the network's.", **group)
@@ -51,17 +53,19 @@ def define_recipe_flags() -> None:
         "definition", "repository", ["repository", "paper"], "As in the authors' code, or as in Appendix B.", **group
     )
     flags.DEFINE_integer("epochs", EPOCHS, "Epochs of each training.", lower_bound=1, upper_bound=10**6, **group)
-    flags.DEFINE_integer("small_batch", None, "Samples a small batch; default: 256.", lower_bound=1, **group)
-    flags.DEFINE_integer(
-        "large_batch", None, "Samples a large batch; default: 10 % of the training set.", lower_bound=1, **group
-    )
+    if batch_sizes:
+        flags.DEFINE_integer("small_batch", None, "Samples a small batch; default: 256.", lower_bound=1, **group)
+        flags.DEFINE_integer(
+            "large_batch", None, "Samples a large batch; default: 10 % of the training set.", lower_bound=1, **group
+        )
     flags.DEFINE_integer(
         "seed", 0, "Seed of the starting point, the batches and dropout.", lower_bound=0, upper_bound=2**32 - 1, **group
     )
     flags.DEFINE_enum(
         "precision", "float32", ["float32", "bfloat16"], "Of training; measuring is always float32.", **group
     )
-    flags.DEFINE_boolean("test_history", False, "Evaluate the test set after each epoch.", **group)
+    if test_history:
+        flags.DEFINE_boolean("test_history", False, "Evaluate the test set after each epoch.", **group)
     flags.DEFINE_boolean("retrain", False, "Train anew, whatever is stored.", **group)
 
 
@@ -237,7 +241,7 @@ def load_data(options: flags.FlagValues, network: Network) -> DataSet:
 
 def recipes(options: flags.FlagValues, network: Network, data: DataSet) -> tuple[Recipe, Recipe]:
     """Return the small-batch and the large-batch recipe that the flags describe."""
-    from training import Recipe
+    from recipes import Recipe
 
     samples = len(data.x_train)
     small = options.small_batch or network.small_batch(samples)
@@ -269,10 +273,10 @@ def train(
     labels: dict[Recipe, str] = {}
     for label, recipe in recipes.items():  # one recipe may have two
         labels.setdefault(recipe, label)
-    work = {
-        recipe: 3 * training.samples_to_train(recipe, data, options.run_dir, options.retrain, options.test_history)
-        for recipe in labels
-    }
+    work = {recipe: 3 * training.samples_to_train(recipe, data, options.run_dir, options.retrain) for recipe in labels}
+    if options.test_history and not options.retrain:
+        for recipe in labels:
+            training.check_tested(recipe, options.run_dir)
     for recipe in filter(work.get, labels):
         training.warn_of_memory(recipe, data, replicas)
 

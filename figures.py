@@ -1,15 +1,22 @@
 """The paper's figures, in one style, drawn with matplotlib and written as .pdf and .png."""
 
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 
 import runs
-from paper import CurvePoint
+from paper import EPSILONS, CurvePoint
 
 LOSS, ACCURACY, LOSS_MUTED, ACCURACY_MUTED = "#1f4fd8", "#d62222", "#b4c3ea", "#efb9b9"
+GROWING = "#2a8c3c"
+MARKERS = dict(zip(EPSILONS, ("o", "s"), strict=True))  # of sharpness
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
@@ -58,8 +65,7 @@ def parametric_plot(points: list, original: list[CurvePoint], title: str, path_l
     left.set_ylim(bottom=0)
     right.set_ylim(0, 105)
     left.set_title(title)
-    left.grid(True, color="0.85")
-    left.set_axisbelow(True)
+    _grid(left)
 
     entries = [Line2D([], [], color="0.2", ls="-", label="train"), Line2D([], [], color="0.2", ls="--", label="test")]
     if clipped:
@@ -68,3 +74,144 @@ def parametric_plot(points: list, original: list[CurvePoint], title: str, path_l
         entries.append(Line2D([], [], color="0.75", lw=3.5, label="original figure"))
     figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False)
     return figure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Test (and training) accuracies in percent by epoch, from 1 on; `train` and `test` have shape (trials, epochs)."""
+
+    label: str
+    train: list[list[float]]
+    test: list[list[float]]
+
+
+def training_curves(curves: list[Curve], title: str, switches: tuple[int, ...] = ()) -> Figure:
+    """Draw Figure 2: training (solid) and testing (dashed) accuracy against epochs, SB blue, LB red, a growing batch
+    green, whose `switches` are marked; over several trials the mean within one sample deviation."""
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    for curve, color in zip(curves, (LOSS, ACCURACY, GROWING), strict=False):
+        for half, line in (("train", "-"), ("test", "--")):
+            trials = np.array(getattr(curve, half))
+            epochs, mean = np.arange(1, trials.shape[1] + 1), trials.mean(axis=0)
+            axes.plot(epochs, mean, line, color=color, lw=1.6, label=f"{curve.label}, {half}")
+            if len(trials) > 1:
+                deviation = trials.std(axis=0, ddof=1)
+                axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.15, lw=0)
+    for epoch in switches:
+        axes.axvline(epoch + 0.5, color="0.7", lw=0.8, ls=":")
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel("Accuracy (%)")
+    axes.set_title(title)
+    _grid(axes)
+    figure.legend(loc="outside lower center", ncols=2 * len(curves) if len(curves) < 3 else 3, frameon=False)
+    return figure
+
+
+def sharpness_by_loss(iterates: dict[str, list], title: str) -> Figure:
+    """Draw Figure 6, both axes logarithmic: sharpness at both epsilons against the cross-entropy of the iterates of SB
+    (dashed) and LB (solid), the starting point among them; `iterates` are `experiments.Row`s by regime, by epoch."""
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    for (regime, rows), color, line in zip(iterates.items(), (LOSS, ACCURACY), ("--", "-"), strict=True):
+        for epsilon, marker in MARKERS.items():
+            found = [row for row in rows if row.sharpness(epsilon) is not None]
+            losses, values = [row.train_loss for row in found], [row.sharpness(epsilon) for row in found]
+            axes.plot(losses, values, line, color=color, marker=marker, ms=5, lw=1.2, label=f"{regime} - {epsilon:g}")
+    axes.set_xscale("log")
+    _logarithmic(axes)
+    axes.set_xlabel("Cross Entropy (training set)")
+    axes.set_ylabel("Sharpness (%)")
+    axes.set_title(title)
+    _grid(axes)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def batch_size_sweep(rows: list, threshold: tuple[float, float, float] | None, title: str) -> Figure:
+    """Draw Figure 4: testing accuracy (left, blue) and sharpness at both epsilons (right, red, logarithmic) against the
+    batch size; `threshold` with the ends of its interval is shaded. `rows` are `experiments.Row`s."""
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    left = figure.add_subplot()
+    right = left.twinx()
+    sizes = sorted({row.batch_size for row in rows})
+    _with_trials(left, sizes, rows, lambda row: row.test_accuracy, color=LOSS, fmt="-o", label="test accuracy")
+    for epsilon, marker in MARKERS.items():
+        style = dict(color=ACCURACY, fmt=f"--{marker}", label=f"sharpness, {epsilon:g}")
+        _with_trials(right, sizes, rows, lambda row, epsilon=epsilon: row.sharpness(epsilon), **style)
+    if threshold:
+        at, low, high = threshold
+        left.axvspan(low, high, color="0.92", zorder=0)
+        left.axvline(at, color="0.5", lw=1, label="threshold (two segments)")
+    left.set_xscale("log", base=2)
+    left.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45, ha="right")
+    left.minorticks_off()
+    _logarithmic(right)
+    left.set_xlabel("Batch Size")
+    left.set_ylabel("Testing Accuracy (%)", color=LOSS)
+    right.set_ylabel("Sharpness (%)", color=ACCURACY)
+    left.set_title(title)
+    _grid(left)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _with_trials(axes: Axes, sizes: list[int], rows: list, value: Callable, **style) -> None:
+    """Plot the mean over the trials of each batch size, with the sample deviation where there are several."""
+    groups = [[value(row) for row in rows if row.batch_size == size] for size in sizes]
+    groups = {size: group for size, group in zip(sizes, groups, strict=True) if None not in group}
+    errors = [np.std(group, ddof=1) if len(group) > 1 else 0.0 for group in groups.values()]
+    means = [np.mean(group) for group in groups.values()]
+    axes.errorbar(list(groups), means, yerr=errors if any(errors) else None, ms=5, lw=1.4, capsize=3, **style)
+
+
+def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone: list, title: str) -> Figure:
+    """Draw Figure 5 over the epochs of SB training: above the test accuracy of the SB iterates (blue) and of the LB
+    solutions warm-started there (red), below the sharpness of these solutions at both epsilons; beside SB and LB alone.
+
+    The lists hold `experiments.Row`s, of one trial or several; `small_alone` is the accuracy at the end of SB.
+    """
+    figure = Figure(figsize=(7.2, 7.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+
+    def over_epochs(rows: list, epoch: Callable, value: Callable) -> tuple[list, list]:
+        epochs = sorted({epoch(row) for row in rows})
+        groups = {at: [value(row) for row in rows if epoch(row) == at] for at in epochs}
+        groups = {at: float(np.mean(group)) for at, group in groups.items() if None not in group}
+        return list(groups), list(groups.values())
+
+    places = over_epochs(small, lambda row: row.epochs, lambda row: row.test_accuracy)
+    above.plot(*places, "-o", color=LOSS, ms=5, lw=1.4, label="SB iterates")
+    places = over_epochs(piggybacked, lambda row: row.warm_start_epochs, lambda row: row.test_accuracy)
+    above.plot(*places, "-s", color=ACCURACY, ms=5, lw=1.4, label="warm-started LB")
+    alone = float(np.mean([row.test_accuracy for row in large_alone]))
+    above.axhline(alone, color=ACCURACY, ls=":", lw=1.2, label="LB alone")
+    above.axhline(small_alone, color=LOSS, ls=":", lw=1.2, label="SB alone")
+    above.set_ylabel("Testing Accuracy (%)")
+    above.legend(frameon=False, ncols=2)
+    for (epsilon, marker), line in zip(MARKERS.items(), ("-", "--"), strict=True):
+        places = over_epochs(piggybacked, lambda row: row.warm_start_epochs, lambda row, e=epsilon: row.sharpness(e))
+        below.plot(*places, line, marker=marker, color=ACCURACY, ms=5, lw=1.4, label=f"warm-started LB, {epsilon:g}")
+        values = [row.sharpness(epsilon) for row in large_alone]
+        if None not in values:
+            below.axhline(float(np.mean(values)), color="0.4", ls=line, lw=0.9, label=f"LB alone, {epsilon:g}")
+    _logarithmic(below)
+    below.set_ylabel("Sharpness (%)")
+    below.set_xlabel("Epochs of SB training before LB training")
+    below.legend(frameon=False, ncols=2)
+    above.set_title(title)
+    for axes in (above, below):
+        _grid(axes)
+    return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, its labels plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+
+
+def _grid(axes: Axes) -> None:
+    axes.grid(True, color="0.85")
+    axes.set_axisbelow(True)

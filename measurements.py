@@ -18,6 +18,7 @@ from metric import SCALE, SharpnessResult, sharpness
 from subspace import RandomSubspace
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from objective import Objective
     from replicas import Replicas
 
 
@@ -35,7 +36,8 @@ class Measurement(Protocol):
 class SharpnessMeasurement:
     """Everything that determines a value of Metric 2.1: the function, the minimizer, the box and the maximiser.
 
-    `space` is "full", or "random" with the `dimension` and `manifold` of A and the `trial`, its seed.
+    `space` is "full", or "random" with the `dimension` and `manifold` of A and the `trial`, its seed. The function is
+    over the first `samples` training samples, or over all of them.
     """
 
     kind: ClassVar[str] = "sharpness"
@@ -54,12 +56,14 @@ class SharpnessMeasurement:
     manifold: str | None = None
     trial: int | None = None
     scale: float = SCALE
+    samples: int | None = None
 
     @property
     def name(self) -> str:
         """What a person looks for in a listing."""
         space = self.space if self.space == "full" else f"{self.manifold}{self.dimension}-t{self.trial}"
-        return "-".join([self.network, self.weights_digest[:8], space, f"eps{self.epsilon:g}", self.solver])
+        samples = [f"n{self.samples}"] if self.samples else []
+        return "-".join([self.network, self.weights_digest[:8], space, f"eps{self.epsilon:g}", self.solver, *samples])
 
     @property
     def passes(self) -> int:
@@ -84,6 +88,40 @@ class SharpnessMeasurement:
             scale=self.scale,
             report=lambda note: report(PASSES["gradient"], note),
         )
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Loss (nats) and accuracy (percent) on the training and on the test set."""
+
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+@dataclass(frozen=True)
+class EvaluationMeasurement:
+    """Everything that determines loss and accuracy: the function and the weights."""
+
+    kind: ClassVar[str] = "evaluations"
+    result_type: ClassVar[type] = Evaluated
+
+    network: str
+    definition: str
+    dataset: str
+    data_digest: str
+    weights_digest: str
+
+    @property
+    def name(self) -> str:
+        """What a person looks for in a listing."""
+        return f"{self.network}-{self.weights_digest[:8]}"
+
+    def make(self, train: Objective, test: Objective, w: np.ndarray) -> Evaluated:
+        """Evaluate both objectives at the weights w, shape (n,)."""
+        on_train, on_test = train.evaluate(w), test.evaluate(w)
+        return Evaluated(on_train.loss, on_train.accuracy, on_test.loss, on_test.accuracy)
 
 
 @dataclass(frozen=True)
@@ -142,7 +180,9 @@ def stored(run_dir: str | Path, measurement: Measurement) -> Measured | None:
     """Return the measurement if `run_dir` has it whole; raises `UserError` where it is of another version."""
     path = _path(run_dir, measurement)
     kept = runs.read_record(path)
-    if kept is None or kept.get("measurement") != dataclasses.asdict(measurement):
+    # What a measurement says today and did not say when it was made had its default then.
+    defaults = {field.name: field.default for field in dataclasses.fields(measurement)}
+    if kept is None or defaults | kept.get("measurement", {}) != dataclasses.asdict(measurement):
         return None
     with runs.reading(path, "move it away"):
         return Measured(

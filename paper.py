@@ -76,9 +76,14 @@ TABLE_4 = {  # random subspaces of dimension 100, by network and epsilon
     ("C4", 5e-4): Sharpness(Published(1.89, 0.33), Published(19.85, 4.12)),
 }
 
+EPSILONS = (1e-3, 5e-4)  # half-widths of the box of Metric 2.1
+
 # Section 2.2.2: the loss around a large-batch minimizer rises steeply only in a subspace of about this share of the
 # dimensions (percent).
 STEEP_SHARE = 5.0
+
+# Section 3, Figure 4: the batch size after which the test accuracy drops is about this.
+BATCH_SIZE_THRESHOLD = {"F2": 15_000, "C1": 500}
 
 # Section 3: ||x_S - x_0|| / ||x_L - x_0|| was observed in this range.
 DISTANCE_RATIO = (3, 10)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from data_zoo import DataSet
     from network_zoo import Network
     from objective import Objective
-    from training import Recipe
+    from recipes import Recipe
 
 POINTS, ALPHAS = 25, (-1.0, 2.0)  # as in the original's figures
 CURVES = {

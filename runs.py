@@ -94,12 +94,15 @@ def _commit() -> str:
 
 def folder(run_dir: str | Path, recipe) -> Path:
     """Return the folder of a recipe, without creating it."""
-    chosen = {
-        field.name: getattr(recipe, field.name)
-        for field in dataclasses.fields(recipe)
-        if field.default is dataclasses.MISSING or getattr(recipe, field.name) != field.default
-    }
-    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+    def chosen(recipe) -> dict:
+        return {
+            field.name: getattr(recipe, field.name)
+            for field in dataclasses.fields(recipe)
+            if field.default is dataclasses.MISSING or getattr(recipe, field.name) != field.default
+        }
+
+    digest = hashlib.sha256(json.dumps(chosen(recipe), sort_keys=True, default=chosen).encode()).hexdigest()
     return Path(run_dir) / f"{recipe.name}-{digest[:8]}"
 
 
@@ -276,9 +279,10 @@ def write_json(path: str | Path, content) -> None:
         temporary.write_text(text + "\n")
 
 
-def write_csv(path: str | Path, rows: list) -> None:
-    """Write a non-empty list of dataclass objects of one type as CSV with a header; None becomes an empty cell."""
-    names = [field.name for field in dataclasses.fields(rows[0])]
+def write_csv(path: str | Path, rows: list, row_type: type | None = None) -> None:
+    """Write dataclass objects of one type, which must be told where there may be none, as CSV with a header; None
+    becomes an empty cell."""
+    names = [field.name for field in dataclasses.fields(row_type or rows[0])]
     with writing(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
@@ -287,7 +291,7 @@ def write_csv(path: str | Path, rows: list) -> None:
 
 def read_csv(path: str | Path, row_type: type) -> list:
     """Read what `write_csv` wrote: every cell an int where the field is declared so, else a float or None."""
-    types = {field.name: int if field.type is int else float for field in dataclasses.fields(row_type)}
+    types = {field.name: int if field.type in (int, "int") else float for field in dataclasses.fields(row_type)}
     with open(path, newline="") as file:
         return [
             row_type(**{name: types[name](cell) if cell else None for name, cell in row.items()})

@@ -24,6 +24,7 @@ from absl import flags
 
 import cli
 import measurements
+import paper
 import runs
 import tasks
 from errors import UserError
@@ -36,12 +37,12 @@ if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from data_zoo import DataSet
     from network_zoo import Network
     from objective import Objective
+    from recipes import Recipe
     from replicas import Replicas
-    from training import Recipe
 
 __all__ = ["SharpnessResult", "sharpness"]
 
-EPSILONS, SPACES = (1e-3, 5e-4), ("full", "random")  # as in the paper
+SPACES = ("full", "random")  # as in the paper
 CURVATURE_SAMPLES = 10_000
 
 
@@ -66,7 +67,9 @@ def define_flags() -> None:
     """Define this script's flags, in the order in which --help shows their groups."""
     cli.define_recipe_flags()
     group = {"module_name": "Sharpness"}
-    flags.DEFINE_multi_float("eps", list(EPSILONS), "Half-width of the box (equation 3); repeat for several.", **group)
+    flags.DEFINE_multi_float(
+        "eps", list(paper.EPSILONS), "Half-width of the box (equation 3); repeat for several.", **group
+    )
     flags.DEFINE_list("space", list(SPACES), "full (Table 3), random (Table 4) or both.", **group)
     flags.DEFINE_integer("dimension", DIMENSION, "Dimension of the random subspaces.", lower_bound=1, **group)
     flags.DEFINE_enum("manifold", MANIFOLDS[0], MANIFOLDS, "How the random subspaces are drawn.", **group)
@@ -115,7 +118,7 @@ def stem(options: flags.FlagValues, network: Network, data: DataSet, recipes: tu
     given = [options.weights] if options.weights else []
     minimizers = cli.experiment(network, data, recipes, given, trained=not given)
     measured, drawn = not options.curvature, options.curvature or "random" in options.space
-    used, usual = (epsilons(options), EPSILONS) if measured else (epsilons(options)[:1], EPSILONS[:1])
+    used, usual = (epsilons(options), paper.EPSILONS) if measured else (epsilons(options)[:1], paper.EPSILONS[:1])
     settings = (
         ("-".join(f"eps{eps}" for eps in used), used != usual),
         ("-".join(spaces(options)), measured and spaces(options) != SPACES),

@@ -8,78 +8,33 @@ import quiet_tensorflow  # noqa: F401
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NoReturn
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 import interruption
 import memory
-import network_zoo
 import runs
 from data_zoo import DataSet
-from errors import Interrupted, MachineError, UserError
+from errors import BusyError, Interrupted, MachineError, UserError
 from objective import Objective, flat_weights, read_weights, write_weights
+from recipes import Recipe
 from replicas import ALONE, Replicas, failure
 from training_loop import DivergedError, Epoch, Position, TrainingLoop, read_position, recomputes
 
-RESULT = ("minimizer.weights.h5", "start.weights.h5", "history.csv", "provenance.json")
+START = "start.weights.h5"
+RESULT = ("minimizer.weights.h5", START, "history.csv", "provenance.json")
 CHECKPOINTS = "checkpoint-*.npz"
 KEPT_CHECKPOINTS = 2
 BYTES_A_WEIGHT = 4 * (2 + 3 * (KEPT_CHECKPOINTS + 1))  # start and minimizer, checkpoints with ADAM's two moments
 
 Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note on the state
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that determines a minimizer: network, data, batch size, length, and the seed of start and batches."""
-
-    network: str
-    dataset: str
-    data_digest: str
-    batch_size: int
-    epochs: int
-    seed: int
-    definition: str = "repository"
-    precision: str = "float32"
-    learning_rate: float = 1e-3
-
-    def __post_init__(self):
-        network_zoo.get(self.network)
-        for kind, choices in (("definition", network_zoo.DEFINITIONS), ("precision", network_zoo.PRECISIONS)):
-            if (chosen := getattr(self, kind)) not in choices:
-                raise UserError(f"There is no {kind} '{chosen}'; choose one of {', '.join(choices)}.")
-        if self.epochs < 1:
-            raise UserError(f"A training needs at least 1 epoch, not {self.epochs}.")
-        if self.batch_size < 1:
-            raise UserError(f"A batch needs at least 1 sample, not {self.batch_size}.")
-        if self.seed < 0:
-            raise UserError(f"The seed must be 0 or greater, not {self.seed}.")
-
-    @property
-    def name(self) -> str:
-        """What a person looks for in a listing of runs."""
-        variant = [word for word in (self.definition, self.precision) if word not in ("repository", "float32")]
-        settings = [f"b{self.batch_size}", f"e{self.epochs}", f"s{self.seed}"]
-        return "-".join([self.network, self.dataset, *variant, *settings])
-
-    def check(self, data: DataSet) -> "Recipe":
-        """Return the recipe; raise `UserError` if its batch is larger than the training set."""
-        if self.batch_size > len(data.x_train):
-            raise UserError(
-                f"A batch of {self.batch_size:,} is larger than the training set of {len(data.x_train):,} samples."
-            )
-        return self
-
-    def build(self, data: DataSet, precision: str = "float32") -> keras.Model:
-        """Return the recipe's network at its starting point."""
-        return network_zoo.get(self.network).build(self.definition, data.classes, self.seed, precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,60 +53,75 @@ class Minimizer:
         return float(np.linalg.norm(self.weights - self.start))
 
 
-def stored(recipe: Recipe, data: DataSet, run_dir: str | Path, test_history: bool = False) -> Minimizer | None:
+def stored(recipe: Recipe, data: DataSet, run_dir: str | Path) -> Minimizer | None:
     """Return the minimizer of the recipe if `run_dir` has it whole.
 
-    Raises `UserError` where the stored run is of another version, or has no test history though one is asked for.
+    Raises `UserError` where the stored run is of another version.
     """
     folder = runs.Folder(runs.folder(run_dir, recipe))
     if not folder.whole(*RESULT):
         return None
+    history = _stored_history(recipe, folder)
     with runs.reading(folder.path):
         model = recipe.build(data)
-        found = Minimizer(
+        return Minimizer(
             recipe,
             weights=read_weights(model, folder.path / "minimizer.weights.h5"),
-            start=read_weights(model, folder.path / "start.weights.h5"),
-            history=runs.read_csv(folder.path / "history.csv", Epoch),
+            start=read_weights(model, folder.path / START),
+            history=history,
             provenance=runs.Provenance(**json.loads((folder.path / "provenance.json").read_text())),
         )
-        if len(found.history) != recipe.epochs:
-            raise ValueError(f"{len(found.history)} epochs in history.csv")
-    _check_tested(found.history, folder.path, test_history)
-    return found
 
 
-def _check_tested(history: list[Epoch], folder: Path, test_history: bool) -> None:
-    if test_history and not _tested(history):
+def is_stored(recipe: Recipe, run_dir: str | Path) -> bool:
+    """Say whether `run_dir` has the minimizer of the recipe whole."""
+    return runs.Folder(runs.folder(run_dir, recipe)).whole(*RESULT)
+
+
+def _stored_history(recipe: Recipe, folder: runs.Folder) -> list[Epoch]:
+    with runs.reading(folder.path):
+        history = runs.read_csv(folder.path / "history.csv", Epoch)
+        if len(history) != recipe.epochs:
+            raise ValueError(f"{len(history)} epochs in history.csv")
+    return history
+
+
+def position(recipe: Recipe, run_dir: str | Path) -> Position:
+    """Return how far the training is that is stored; raises as `stored` does."""
+    folder = runs.Folder(runs.folder(run_dir, recipe))
+    before = folder.sums()
+    try:
+        if folder.whole(*RESULT):
+            return Position(history=_stored_history(recipe, folder))
+        if checkpoints := _checkpoints(folder):
+            with runs.reading(folder.path / checkpoints[-1]), np.load(folder.path / checkpoints[-1]) as saved:
+                return read_position(saved)
+    except UserError:
+        if folder.sums() == before:  # else another process changed the files that were being read
+            raise
+    return Position()
+
+
+def samples_to_train(recipe: Recipe, data: DataSet, run_dir: str | Path, retrain: bool = False) -> int:
+    """Return how many samples `train` would pass through the network, given what is stored; raises as `stored` does.
+
+    Those of a warm start that is not there yet come on top.
+    """
+    at = Position() if retrain else position(recipe, run_dir)
+    return (recipe.epochs - len(at.history)) * len(data.x_train) - at.seen
+
+
+def check_tested(recipe: Recipe, run_dir: str | Path) -> None:
+    """Raise `UserError` where the run that is stored, ended or not, has no test history."""
+    if not _tested(position(recipe, run_dir).history):
         raise UserError(
-            f"The run in {folder} was trained without a test history; leave out --test_history, or train it anew with "
-            "--retrain."
+            f"The run in {runs.folder(run_dir, recipe)} was trained without a test history; train it anew with "
+            "--retrain (the old minimizer stays until there is a new one)."
         )
 
 
 def _tested(history: list[Epoch]) -> bool:
     return all(row.test_loss is not None for row in history)
-
-
-def samples_to_train(
-    recipe: Recipe, data: DataSet, run_dir: str | Path, retrain: bool = False, test_history: bool = False
-) -> int:
-    """Return how many samples `train` would pass through the network, given what is stored; raises as `stored` does."""
-    at = Position()
-    folder = runs.Folder(runs.folder(run_dir, recipe))
-    before = folder.sums()
-    try:
-        if not retrain:
-            if stored(recipe, data, run_dir, test_history):
-                return 0
-            if checkpoints := _checkpoints(folder):
-                with runs.reading(folder.path / checkpoints[-1]), np.load(folder.path / checkpoints[-1]) as saved:
-                    at = read_position(saved)
-            _check_tested(at.history, folder.path, test_history)
-    except UserError:
-        if folder.sums() == before:  # else another process changed the files that were being read
-            raise
-    return (recipe.epochs - len(at.history)) * len(data.x_train) - at.seen
 
 
 def _checkpoints(folder: runs.Folder) -> list[str]:
@@ -166,16 +136,19 @@ def train(
     *,
     retrain: bool = False,
     test_history: bool = False,
+    keep: Collection[int] = (),
     report: Report = lambda samples, note: None,
     replicas: Replicas = ALONE,
     wait: bool = True,
 ) -> Minimizer:
     """Return the recipe's minimizer: the stored one, or a new one, trained from the last kept state if there is one.
 
-    `data` must be fitted to the network's input shape; `test_history` evaluates the test set after each epoch;
-    `retrain` replaces what is stored: until there is a new minimizer, the old one is in the folder beside, named
-    *.before-retraining. Of processes with the same `run_dir` one trains a recipe: the others wait for it or, unless
-    told to `wait`, raise `BusyError`. Damaged files are set aside, and the state before them is used.
+    `data` must be fitted to the network's input shape; `test_history` evaluates the test set after each epoch of a new
+    training; iterates after the epochs `keep` are stored on the way, each as the minimizer of its own recipe
+    (`Recipe.iterate`); a warm start that is not stored is trained first. `retrain` replaces what is stored: until there
+    is a new minimizer, the old one is in the folder beside, named *.before-retraining. Of processes with the same
+    `run_dir` one trains a recipe: the others wait for it or, unless told to `wait`, raise `BusyError`. Damaged files
+    are set aside, and the state before them is used.
 
     Raises `UserError` for a batch larger than the training set and as `stored` does; `MachineError` when the disk is
     full, when another machine stops answering, and when the training diverges: the last good weights are then left in
@@ -194,11 +167,19 @@ def train(
             if not folder.path.exists():
                 folder.seal()  # files without a list are from then on a sign of damage
         replicas.together()
-        found = stored(recipe, data, run_dir, test_history)
+        begun = folder.whole(START)
+        found = stored(recipe, data, run_dir)
         if replicas.agreed(found is not None, folder.path):
             return found
+        if recipe.warm_start and not begun:
+            train(recipe.warm_start, data, run_dir, report=report, replicas=replicas, wait=wait)
+        iterates = {
+            epoch: runs.Folder(runs.folder(run_dir, recipe.iterate(epoch))) for epoch in keep if epoch < recipe.epochs
+        }
+        if not retrain:
+            iterates = {epoch: other for epoch, other in iterates.items() if not other.whole(*RESULT)}
         try:
-            return _train(recipe, data, folder, test_history, report, replicas)
+            return _train(recipe, data, folder, iterates, test_history, report, replicas)
         except tf.errors.OpError as error:
             if meaning := failure(error):
                 raise MachineError(meaning) from error
@@ -206,18 +187,23 @@ def train(
 
 
 def _train(
-    recipe: Recipe, data: DataSet, folder: runs.Folder, test_history: bool, report: Report, replicas: Replicas
+    recipe: Recipe,
+    data: DataSet,
+    folder: runs.Folder,
+    iterates: dict[int, runs.Folder],
+    test_history: bool,
+    report: Report,
+    replicas: Replicas,
 ) -> Minimizer:
-    """Train, as the only writer of the folder."""
+    """Train, as the only writer of the folder; store the iterates after some epochs in folders of their own."""
     origin = runs.provenance()
     if replicas.count > 1:
         origin = dataclasses.replace(origin, machine=f"{origin.machine}, {replicas.count} replicas")
     loop = TrainingLoop(recipe, data, replicas)
     _begin(loop, folder)
     if loop.epoch:
-        _check_tested(loop.position.history, folder.path, test_history)
         test_history = _tested(loop.position.history)
-    start = read_weights(recipe.build(data), folder.path / "start.weights.h5")
+    start = read_weights(recipe.build(data), folder.path / START)
     if origin not in loop.position.origins:
         loop.position.origins.append(origin)
 
@@ -233,6 +219,8 @@ def _train(
                     loop.finish_epoch(test)
             except DivergedError as error:
                 _leave_last_good(loop, folder, error)
+            if loop.between_epochs and loop.epoch in iterates and replicas.chief:
+                _keep_iterate(loop, folder, iterates[loop.epoch], origin)
             if loop.between_epochs or stop:
                 _save(loop, folder)
         if stop:
@@ -240,24 +228,44 @@ def _train(
                 signal.signum or interruption.SIGNALS[0], f"The training is kept in {folder.path}, {loop.where()}."
             )
 
-        earlier = [dataclasses.asdict(other) for other in loop.position.origins if other != origin]
-        origin = dataclasses.replace(origin.after(loop.position.wall_seconds), earlier=earlier)
+        origin = _provenance(loop, origin)
         if replicas.chief:
-            runs.write_csv(folder.path / "history.csv", loop.position.history)
-            runs.write_json(folder.path / "provenance.json", origin)
-            write_weights(loop.model, folder.path / "minimizer.weights.h5")
-            folder.seal("history.csv", "provenance.json", "minimizer.weights.h5", dropping=_checkpoints(folder))
+            _write_result(loop, folder, origin)
             shutil.rmtree(_backup(folder), ignore_errors=True)
         if signal.signum:
             raise Interrupted(signal.signum, f"The minimizer is kept in {folder.path}.")
     return Minimizer(recipe, flat_weights(loop.model), start, loop.position.history, origin)
 
 
+def _provenance(loop: TrainingLoop, origin: runs.Provenance) -> runs.Provenance:
+    earlier = [dataclasses.asdict(other) for other in loop.position.origins if other != origin]
+    return dataclasses.replace(origin.after(loop.position.wall_seconds), earlier=earlier)
+
+
+def _write_result(loop: TrainingLoop, folder: runs.Folder, origin: runs.Provenance) -> None:
+    """Make the present state the folder's minimizer."""
+    runs.write_csv(folder.path / "history.csv", loop.position.history, Epoch)
+    runs.write_json(folder.path / "provenance.json", origin)
+    write_weights(loop.model, folder.path / "minimizer.weights.h5")
+    folder.seal(*RESULT, dropping=_checkpoints(folder))
+
+
+def _keep_iterate(loop: TrainingLoop, folder: runs.Folder, other: runs.Folder, origin: runs.Provenance) -> None:
+    """Store the present state as the minimizer of the recipe that ends here, in another folder."""
+    with suppress(BusyError), runs.lock(other.path, wait=False):  # who holds it stores the same
+        other.set_aside_damaged()
+        runs.write_json(other.path / "recipe.json", loop.recipe.iterate(loop.epoch))
+        with runs.writing(other.path / START) as temporary:
+            shutil.copyfile(folder.path / START, temporary)
+        other.seal("recipe.json", START)
+        _write_result(loop, other, _provenance(loop, origin))
+
+
 def warn_of_memory(recipe: Recipe, data: DataSet, replicas: Replicas = ALONE) -> None:
     """Say so where a training step seems to need more memory than there is."""
-    batch = -(-recipe.batch_size // replicas.memories)
+    largest = max(recipe.batch_sizes)
     model = recipe.build(data, recipe.precision)
-    memory.warn(model, batch, recomputes(model, recipe.batch_size, replicas), replicas.gpus)
+    memory.warn(model, -(-largest // replicas.memories), recomputes(model, largest, replicas), replicas.gpus)
 
 
 def _check_space(recipe: Recipe, data: DataSet, folder: runs.Folder) -> None:
@@ -279,13 +287,16 @@ def _make_room(folder: runs.Folder) -> None:
 
 
 def _begin(loop: TrainingLoop, folder: runs.Folder) -> None:
-    """Restore the last kept state, if there is one; else keep the start."""
-    recipe, replicas, weights = loop.recipe, loop.replicas, folder.path / "start.weights.h5"
-    if replicas.chief and not folder.whole(weights.name):
+    """Restore the last kept state, if there is one; else keep the start, that of the seed or the warm one."""
+    recipe, replicas = loop.recipe, loop.replicas
+    if replicas.chief and not folder.whole(START):
+        if warm := recipe.warm_start:
+            read_weights(loop.model, runs.folder(folder.path.parent, warm) / "minimizer.weights.h5")
         runs.write_json(folder.path / "recipe.json", recipe)
-        write_weights(loop.model, weights)
-        folder.seal("recipe.json", weights.name)
+        write_weights(loop.model, folder.path / START)
+        folder.seal("recipe.json", START)
     replicas.together()
+    read_weights(loop.model, folder.path / START)
     if checkpoints := _checkpoints(folder):
         loop.restore(folder.path / checkpoints[-1])
     replicas.agreed(loop.position.steps, folder.path)
@@ -307,7 +318,7 @@ def _leave_last_good(loop: TrainingLoop, folder: runs.Folder, error: DivergedErr
     if checkpoints := _checkpoints(folder):
         loop.restore(folder.path / checkpoints[-1])
     else:
-        read_weights(loop.model, folder.path / "start.weights.h5")
+        read_weights(loop.model, folder.path / START)
     if loop.replicas.chief:
         write_weights(loop.model, path)
     raise MachineError(

@@ -28,7 +28,7 @@ from replicas import Replicas
 
 if TYPE_CHECKING:
     from data_zoo import DataSet
-    from training import Recipe
+    from recipes import Recipe
 
 BLOCK = 4096  # samples trained at most between two looks at the clock and at signals
 PACE = 1.0  # seconds that should not pass between them
@@ -85,7 +85,7 @@ class TrainingLoop:
             self.optimizer.build(self.model.trainable_variables)
         self.x = tf.constant(data.x_train)
         self.y = tf.constant(data.y_train.astype(np.int32))
-        self._recomputing = recomputes(self.model, recipe.batch_size, replicas)
+        self._recomputing = recomputes(self.model, max(recipe.batch_sizes), replicas)
         self._order = (-1, tf.zeros(0, tf.int32))  # of which epoch, and which
         self._block = 1
 
@@ -112,14 +112,13 @@ class TrainingLoop:
         Raises `DivergedError`.
         """
         began, at = time.monotonic(), self.position
-        samples, batch = len(self.data.x_train), self.recipe.batch_size
-        steps = -(-samples // batch)
-        step = at.steps - self.epoch * steps
+        samples, batch = len(self.data.x_train), self.recipe.batch_size_in(self.epoch)
+        step, steps = at.seen // batch, -(-samples // batch)
         count = min(self._block, steps - step)
         if self._order[0] != self.epoch:
             order = np.random.default_rng([self.recipe.seed, self.epoch]).permutation(samples)
             self._order = self.epoch, tf.constant(order.astype(np.int32))
-        numbers = (tf.constant(number, tf.int64) for number in (step, count, at.steps))
+        numbers = (tf.constant(number, tf.int64) for number in (batch, step, count, at.steps))
         sums = self._steps(self._order[1], *numbers, tf.constant(float(stop))).numpy()
         if not (finite := np.isfinite(sums).all(axis=1)).all():
             raise DivergedError(f"in epoch {self.epoch + 1}, step {step + int(np.argmin(finite)) + 1}")
@@ -128,12 +127,12 @@ class TrainingLoop:
         done = min(samples, (step + count) * batch) - step * batch
         at.steps, at.seen = at.steps + count, at.seen + done
         at.wall_seconds += time.monotonic() - began
-        self._set_pace(count, time.monotonic() - began)
+        self._set_pace(count, batch, time.monotonic() - began)
         return done, bool(sums[-1, 2])
 
-    def _set_pace(self, steps: int, seconds: float) -> None:
+    def _set_pace(self, steps: int, batch: int, seconds: float) -> None:
         """Choose the next block; machines that go together cannot choose each by its own clock."""
-        most = max(1, BLOCK // self.recipe.batch_size)
+        most = max(1, BLOCK // batch)
         self._block = most if self.replicas.machines > 1 else max(1, min(most, int(steps * PACE / seconds)))
 
     def finish_epoch(self, test: Objective | None) -> None:
@@ -151,12 +150,11 @@ class TrainingLoop:
         at.wall_seconds += time.monotonic() - began
 
     @tf.function
-    def _steps(self, order, first, count, steps_before, stop):
+    def _steps(self, order, batch, first, count, steps_before, stop):
         """Take `count` steps from step `first` of an epoch on, whose samples are in `order`, after `steps_before`.
 
         Returns (count, 3) sums: of losses, of correct answers, and of what the machines say of stopping.
         """
-        batch = self.recipe.batch_size
         sums = tf.TensorArray(tf.float32, size=tf.cast(count, tf.int32), element_shape=(3,))
         for i in tf.range(count):
             network_zoo.set_dropout_step(self.model, steps_before + i)

@@ -60,6 +60,7 @@ def import_all() -> None:
     import tqdm  # noqa: F401
     from tensorflow.python.eager import context
 
+    import claims  # noqa: F401
     import curvature  # noqa: F401
     import training  # noqa: F401
 

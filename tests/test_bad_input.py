@@ -18,7 +18,9 @@ from conftest import ROOT
 from forked import KILLED, Command
 
 PLOT, SHARPNESS = "plot_parametric_plot.py", "sharpness.py"
-FOLDERS = {PLOT: ("data", "run", "figure", "result"), SHARPNESS: ("data", "run", "result")}
+CURVES, SWEEP, WARM = "training_curves.py", "batch_size_sweep.py", "warmstart.py"
+FOLDERS = dict.fromkeys((PLOT, CURVES, SWEEP, WARM), ("data", "run", "figure", "result"))
+FOLDERS[SHARPNESS] = "data", "run", "result"
 DIGITS = "-n F1 --dataset=digits "
 NOBODY = "http://127.0.0.1:9"  # where nothing answers: no case shall download anything
 OFFLINE = {
@@ -116,6 +118,30 @@ FLAGS = [
     Case(PLOT, DIGITS + "--epochs=1 --points=10001", "--points=10001"),
     Case(PLOT, DIGITS + "--epochs=" + 30 * "9", "--epochs=99"),
     Case(PLOT, DIGITS + "--epochs=1 --seed=" + 300 * "9", "--seed=99"),
+    Case(CURVES, "", "Name the network"),
+    Case(CURVES, DIGITS + "--every=0", "--every=0"),
+    Case(CURVES, DIGITS + "--trials=0", "--trials=0"),
+    Case(CURVES, DIGITS + "--sharpness_samples=-1", "--sharpness_samples=-1"),
+    Case(CURVES, DIGITS + "--large_batch=1501", "1,501 is larger than the training set of 1,500"),
+    Case(CURVES, "-n F2", "TIMIT is licensed"),
+    Case(CURVES, DIGITS + "--test_history", "test_history"),
+    Case(SWEEP, "", "Name the network"),
+    Case(SWEEP, DIGITS + "--batch_sizes=64,many", "whole numbers above 0, with commas between them, not 'many'"),
+    Case(SWEEP, DIGITS + "--batch_sizes=64,0", "not '0'"),
+    Case(SWEEP, DIGITS + "--batch_sizes=", "--batch_sizes"),
+    Case(SWEEP, DIGITS + "--batch_sizes=64,1501", "1,501 is larger than the training set of 1,500"),
+    Case(SWEEP, DIGITS + "--small_batch=64", "small_batch"),
+    Case(SWEEP, DIGITS + "--retrain --task_index=0 --task_count=2", "--retrain would train anew in every task"),
+    Case(WARM, "", "Name the network"),
+    Case(WARM, DIGITS + "--epochs=5 --every=6", "--every (6) must not be greater than --epochs (5)"),
+    Case(WARM, DIGITS + "--large_batch_epochs=0", "--large_batch_epochs=0"),
+    Case(WARM, DIGITS + "--schedule=fast", "must be like 20:1024,40:6000"),
+    Case(WARM, DIGITS + "--schedule=double:100", "has no step"),
+    Case(WARM, DIGITS + "--schedule=100:64", "does not lie within the 100 epochs"),
+    Case(WARM, DIGITS + "--schedule=10:0", "at least 1 sample, not 0"),
+    Case(WARM, DIGITS + "--schedule=20:64,10:128", "must be above 0 and ascend"),
+    Case(WARM, DIGITS + "--schedule=10:9999", "9,999 is larger than the training set of 1,500"),
+    Case(WARM, DIGITS + "--schedule=double:10 --every=5", "--every is about warm starts"),
     Case(SHARPNESS, "", "Name the network"),
     Case(SHARPNESS, DIGITS + "--eps=0", "must be a number above 0, not 0"),
     Case(SHARPNESS, DIGITS + "--eps=1e-3 --eps=-5e-4", "must be a number above 0, not -0.0005"),
