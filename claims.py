@@ -162,7 +162,7 @@ def two_segments(x: np.ndarray, y: np.ndarray) -> TwoSegments | None:
     line = float(np.sum((y - np.polyval(np.polyfit(x, y, 1), x)) ** 2))
     floor = np.finfo(float).eps * float(np.sum((y - y.mean()) ** 2))  # of what rounding leaves of a perfect fit
     variance = max(least, floor) / freedom
-    candidates = np.union1d(np.linspace(places[1], places[-2], 2001), [at])
+    candidates = np.union1d(np.linspace(places[1], places[-2], 1001), [at])
     sums = np.array([fit(candidate)[0] for candidate in candidates])
     inside = candidates[sums <= least + stats.f.ppf(CONFIDENCE, 1, freedom) * variance]
     improvement = max(line - least, 0.0) / 2
@@ -256,15 +256,19 @@ def warm_starts(
     return Claim(text, rule, found, _verdict(holds))
 
 
-def switching(small: float, large: float, growing: float) -> Claim:
-    """Judge section 4 from the test accuracies of SB alone, LB alone and a batch that grows, at equal epochs."""
-    gap, gain = small - large, growing - large
-    found = f"SB {small:.2f} %, growing {growing:.2f} %, LB {large:.2f} %"
+def switching(accuracies: dict[str, float], sharpness: dict[float, dict[str, float]]) -> Claim:
+    """Judge section 4 from the test accuracy and, by epsilon, the sharpness of "SB" alone, "LB" alone and a "growing"
+    batch, at equal epochs."""
+    gap, gain = accuracies["SB"] - accuracies["LB"], accuracies["growing"] - accuracies["LB"]
+    found = ", ".join(f"{regime} {accuracy:.2f} %" for regime, accuracy in accuracies.items())
     if gap > 0:
-        found += f": growing batches close {100 * gain / gap:.0f} % of the gap"
+        found += f": the growing batch closes {100 * gain / gap:.0f} % of the gap"
         verdict = CONFIRMED if gain > gap / 2 else REFUTED
     else:
         verdict = f"{OPEN}: LB does not generalise worse here"
+    for epsilon, values in sharpness.items():
+        found += f"; sharpness at epsilon {epsilon:g}: "
+        found += ", ".join(f"{regime} {value:.3g}" for regime, value in values.items())
     return Claim(
         "Starting with small batches and letting them grow may remedy the generalisation gap (section 4).",
         "At equal epochs a batch that grows closes more than half of the gap between LB alone and SB alone.",

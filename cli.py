@@ -6,8 +6,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ import interruption
 import runs
 import tasks
 from errors import Interrupted, MachineError, UserError
+from progress import Progress
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from network_zoo import Network
     from recipes import Recipe
     from replicas import Replicas
-    from training import Minimizer, Report
+    from training import Minimizer
 
 FLAGS = flags.FLAGS
 EPOCHS = 100  # what the paper's figures need
@@ -168,50 +168,6 @@ def _help(description: str) -> str:
     ours = [FLAGS.module_help(group) for group in FLAGS.flags_by_module_dict() if not group.startswith("absl")]
     _, heading, absls = FLAGS.get_help().partition("absl.flags:")
     return "\n".join([description.strip(), *ours, "\n" + heading + absls])
-
-
-class Progress:
-    """A progress bar over a whole job, in samples evaluated by a network.
-
-    A trained sample counts as three: the forward and the twice as costly backward pass.
-    """
-
-    def __init__(self, work: int):
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=work,
-            disable=work == 0,
-            bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} elapsed, {remaining} left | {desc}",
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-        )
-
-    def evaluating(self, samples: int, note: str) -> None:
-        """Report evaluated samples."""
-        self._advance(samples, note)
-
-    @contextmanager
-    def job(self, samples: int, label: str) -> Iterator[Report]:
-        """Yield the report function of a job of about `samples` evaluations; the bar advances by just these."""
-        left = samples
-
-        def report(done: int, note: str) -> None:
-            nonlocal left
-            self._advance(min(done, left), f"{label} {note}")
-            left -= min(done, left)
-
-        yield report
-        self._advance(left, label)
-
-    def _advance(self, work: int, note: str) -> None:
-        self._bar.set_description_str(note, refresh=False)
-        self._bar.update(work)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._bar.close()
 
 
 def table(rows: list[list[str]]) -> str:

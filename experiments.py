@@ -17,6 +17,7 @@ import cli
 import paper
 import runs
 import tasks
+from metric import ITERATIONS
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from claims import Claim
@@ -67,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the .json file holds; `sharpness_samples` are the first training samples, over which sharpness is taken."""
+    """What the .json file holds; sharpness is taken over the first `sharpness_samples` training samples."""
 
     network: str
     dataset: str
@@ -91,6 +92,14 @@ def define_flags(batch_sizes: bool = True) -> None:
         None,
         "Training samples over which sharpness is measured, the first ones; default: all.",
         lower_bound=1,
+        **group,
+    )
+    flags.DEFINE_integer(
+        "iterations",
+        ITERATIONS,
+        "Iterations of L-BFGS-B for each sharpness.",
+        lower_bound=1,
+        upper_bound=10**6,
         **group,
     )
 
@@ -169,6 +178,7 @@ class Experiment:
             options.run_dir,
             self.origin,
             sharpness_samples=self.sharpness_samples,
+            iterations=options.iterations,
             retrain=options.retrain,
             replicas=self.replicas,
         )
@@ -199,6 +209,7 @@ class Experiment:
             (f"t{options.trials}", options.trials != 1),
             (options.precision, options.precision != "float32"),
             (f"n{self.sharpness_samples}", self.sharpness_samples < samples),
+            (f"i{options.iterations}", options.iterations != ITERATIONS),
         ]
         words = [text for text, differs in (*usual, *settings, *last) if differs]
         return "-".join([self.network.name, kind, *map(shortened, words)])

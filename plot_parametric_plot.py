@@ -25,6 +25,7 @@ import paper
 import runs
 import tasks
 from errors import UserError
+from progress import Progress
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from data_zoo import DataSet
@@ -242,7 +243,7 @@ def main(options: flags.FlagValues) -> None:
         return point
 
     share, samples = task.share(places), len(data.x_train) + len(data.x_test)
-    with cli.Progress(len(share) * samples) as progress:
+    with Progress(len(share) * samples) as progress:
         everything = list(tasks.each(share, keep).values())
     if not replicas.chief:
         return

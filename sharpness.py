@@ -30,6 +30,7 @@ import tasks
 from errors import UserError
 from measurements import CurvatureMeasurement, Measured, Measurement, SharpnessMeasurement
 from metric import ITERATIONS, SCALE, SOLVERS, SharpnessResult, sharpness
+from progress import Progress
 from sharpness_tables import DIMENSION, comparison, curvature_table, detail_table, values
 from subspace import MANIFOLDS, RandomSubspace, check_dimension
 
@@ -204,7 +205,7 @@ def measure(
 
             return measurements.keep(run_dir, wish, make, origin, replicas, wait)
 
-    with cli.Progress(sum(samples.values())) as progress:
+    with Progress(sum(samples.values())) as progress:
         return tasks.each(list(wishes), keep)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cli
 import measurements
 import paper
 import runs
@@ -25,12 +24,12 @@ from data_zoo import DataSet
 from measurements import Evaluated, EvaluationMeasurement, SharpnessMeasurement
 from metric import ITERATIONS, SharpnessResult
 from objective import Objective
+from progress import Progress
 from recipes import Recipe
 from replicas import ALONE, Replicas
 from training import Minimizer
 from training_loop import TrainingLoop
 
-SHARPNESS_PASSES = PASSES["gradient"] * (ITERATIONS + 2)  # about how many forward passes a measurement takes
 PROBE_BATCH, PROBE_SECONDS = 512, 0.5  # the steps that are timed before the cost is estimated
 
 
@@ -106,13 +105,14 @@ class Solver:
         origin: runs.Provenance,
         *,
         sharpness_samples: int | None = None,
+        iterations: int = ITERATIONS,
         retrain: bool = False,
         replicas: Replicas = ALONE,
     ):
-        """Sharpness is taken over the first `sharpness_samples` training samples, or over all; `origin` describes this
-        process; `retrain` trains everything anew."""
+        """Sharpness is taken over the first `sharpness_samples` training samples, or over all, by so many `iterations`
+        of L-BFGS-B; `origin` describes this process; `retrain` trains everything anew."""
         self.data, self.run_dir, self.origin = data, run_dir, origin
-        self.retrain, self.replicas = retrain, replicas
+        self.iterations, self.retrain, self.replicas = iterations, retrain, replicas
         samples = len(data.x_train)
         self._part = sharpness_samples if (sharpness_samples or samples) < samples else None
         self._objectives: tuple[Objective, Objective, Objective] | None = None
@@ -138,7 +138,7 @@ class Solver:
             wanted += len(found)
             measured += len(found) - found.count(None)
             evaluated = len(self.data.x_train) + len(self.data.x_test)
-            searched = SHARPNESS_PASSES * (self._part or len(self.data.x_train))
+            searched = PASSES["gradient"] * (self.iterations + 2) * (self._part or len(self.data.x_train))
             passes[recipe] = evaluated * (found[0] is None) + searched * found[1:].count(None)
         return Plan(asked, sharp, trainings, to_train, complete, wanted, measured, passes)
 
@@ -171,17 +171,17 @@ class Solver:
         return (time.monotonic() - began) / max(samples, 1)
 
     def solve(self, plan: Plan) -> dict[Recipe, Solution]:
-        """Train and measure what is to do; return the solutions of all that is asked for.
+        """Train and measure what is to do, with a progress bar; return the solutions of all that is asked for.
 
         Raises as `training.train` and `metric.sharpness` do.
         """
         for longest in plan.to_train:
             training.warn_of_memory(longest, self.data, self.replicas)
-        with cli.Progress(plan.work) as progress:
+        with Progress(plan.work) as progress:
             tasks.each(list(plan.to_train), lambda longest, wait: self._train(longest, plan, progress, wait))
             return tasks.each(plan.asked, lambda recipe, wait: self._measure(recipe, plan, progress, wait))
 
-    def _train(self, longest: Recipe, plan: Plan, progress: cli.Progress, wait: bool) -> None:
+    def _train(self, longest: Recipe, plan: Plan, progress: Progress, wait: bool) -> None:
         """Store the iterates of a training, the last missing one first: the others are on its way."""
         epochs = plan.trainings[longest]
         with progress.job(3 * plan.to_train[longest], longest.name) as report:
@@ -201,7 +201,7 @@ class Solver:
                         wait=wait,
                     )
 
-    def _measure(self, recipe: Recipe, plan: Plan, progress: cli.Progress, wait: bool) -> Solution:
+    def _measure(self, recipe: Recipe, plan: Plan, progress: Progress, wait: bool) -> Solution:
         """Return the solution of a recipe that has been trained."""
         if found := plan.complete.get(recipe):
             return found
@@ -238,7 +238,7 @@ class Solver:
             data_digest=self.data.digest,
             weights_digest=weights,
         )
-        box = dict(solver="lbfgsb", iterations=ITERATIONS, samples=self._part)
+        box = dict(solver="lbfgsb", iterations=self.iterations, samples=self._part)
         sharpness = [SharpnessMeasurement(**common, epsilon=epsilon, **box) for epsilon in paper.EPSILONS if sharp]
         return [EvaluationMeasurement(**common), *sharpness]
 

@@ -107,7 +107,16 @@ def grow(experiment: Experiment) -> None:
         for regime, those in histories.items()
         if all(row.test_accuracy is not None for history in those for row in history)
     ]
-    accuracy = {regime: float(np.mean([row.test_accuracy for row in those])) for regime, those in rows.items()}
+    judged = claims.switching(
+        {regime: float(np.mean([row.test_accuracy for row in those])) for regime, those in rows.items()},
+        {
+            epsilon: {
+                regime: float(np.mean([row.sharpness(epsilon) for row in those])) for regime, those in rows.items()
+            }
+            for epsilon in paper.EPSILONS
+            if all(row.sharpness(epsilon) is not None for those in rows.values() for row in those)
+        },
+    )
     name = experiment.name("schedule", (re.sub("[:,]", "-", options.schedule), True))
     title = experiment.title(f"Growing batches ({options.schedule}), {options.epochs} epochs")
     experiment.report(
@@ -115,7 +124,7 @@ def grow(experiment: Experiment) -> None:
         title,
         list(solutions.values()),
         [row for those in rows.values() for row in those],
-        [claims.switching(accuracy["SB"], accuracy["LB"], accuracy["growing"])],
+        [judged],
         {"": figures.training_curves(curves, title, tuple(epoch for epoch, _ in steps))},
     )
 

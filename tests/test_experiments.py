@@ -19,8 +19,8 @@ from objective import Objective
 from solutions import Solver, trajectories
 from warmstart import schedule
 
-DIGITS = ("-n", "F1", "--dataset=digits", "--sharpness_samples=60")
-FILES = "F1-{}-digits-{}n60"
+DIGITS = ("-n", "F1", "--dataset=digits", "--sharpness_samples=60", "--iterations=1")
+FILES = "F1-{}-digits-{}n60-i1"
 
 
 def arguments(tmp_path, script, *given):
@@ -160,10 +160,26 @@ def test_timit_once_the_data_is_there(tmp_path):
         arrays[f"y_{half}"] = rng.integers(0, 1973, size)
     np.savez(tmp_path / "data" / "timit.npz", **arrays)
     folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
-    done = run_python("batch_size_sweep.py", *folders, "-n", "F2", "--epochs=1", "--batch_sizes=10,20,30,40,50")
+    done = run_python(
+        "batch_size_sweep.py", *folders, "-n", "F2", "--epochs=1", "--batch_sizes=10,20,30,40,50", "--iterations=1"
+    )
     assert done.returncode == 0, done.stderr
     assert "the paper's: about 15,000" in done.stdout
-    assert drawn(tmp_path, "F2-batch_size_sweep-e1-b10-20-30-40-50")
+    assert drawn(tmp_path, "F2-batch_size_sweep-e1-b10-20-30-40-50-i1")
+
+
+@pytest.mark.parametrize("script", ["training_curves.py", "batch_size_sweep.py", "warmstart.py"])
+def test_help_comes_without_tensorflow(script):
+    code = (
+        f"import runpy, sys; sys.argv = ['{script}', '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as exit: assert not exit.code\n"
+        "assert 'tensorflow' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    for words in ("--network", "--epochs", "--seed", "--trials", "--sharpness_samples", "--task_count", "Figure"):
+        assert words in done.stdout
 
 
 def test_trajectories(digits):
@@ -179,11 +195,11 @@ def test_trajectories(digits):
 
 def test_a_solver_finds_what_others_measured_and_says_what_is_left(digits, tmp_path):
     asked = recipe(digits, epochs=2)
-    solver = Solver(digits, tmp_path, runs.provenance(), sharpness_samples=100)
+    solver = Solver(digits, tmp_path, runs.provenance(), sharpness_samples=100, iterations=2)
     plan = solver.plan([asked, asked.iterate(1), asked], sharp=[asked])
     assert plan.to_train == {asked: 2 * 1500}
     assert (plan.measurements, plan.measured) == (4, 0)
-    assert plan.work == 3 * 3000 + 2 * len(digits.x_train) + 2 * len(digits.x_test) + 2 * 36 * 100
+    assert plan.work == 3 * 3000 + 2 * len(digits.x_train) + 2 * len(digits.x_test) + 2 * 12 * 100
     assert 0 < solver.seconds(plan) < 3600
     found = solver.solve(plan)
     assert list(found) == [asked, asked.iterate(1)]
@@ -199,9 +215,9 @@ def test_a_solver_finds_what_others_measured_and_says_what_is_left(digits, tmp_p
     assert plan.work == 0
     assert solver.seconds(plan) == 0
     assert solver.solve(plan) == found
-    more = Solver(digits, tmp_path, runs.provenance()).plan([asked], sharp=[asked])
+    more = Solver(digits, tmp_path, runs.provenance(), iterations=3).plan([asked], sharp=[asked])
     assert (more.to_train, more.measured, more.measurements) == ({}, 1, 3)
-    assert more.work == 2 * 36 * 1500
+    assert more.work == 2 * 15 * 1500
     assert Solver(digits, tmp_path, runs.provenance(), retrain=True).plan([asked]).to_train == {asked: 3000}
 
 
