@@ -64,11 +64,12 @@ def distances(ratios: list[float]) -> Claim:
     low, high = paper.DISTANCE_RATIO
     mean = float(np.mean(ratios))
     spread = f" ± {np.std(ratios, ddof=1):.2f}" if len(ratios) > 1 else ""
-    if low <= mean <= high:
-        verdict = CONFIRMED
+    if mean <= 1:
+        verdict = f"{REFUTED}: SB does not go further"
+    elif mean < low:
+        verdict = f"{REFUTED}: SB goes further, but less so"
     else:
-        verdict = f"{REFUTED}: SB goes further" + (", more so than in the paper" if mean > high else ", but less so")
-        verdict = verdict if mean > 1 else f"{REFUTED}: SB stays closer to the start than LB"
+        verdict = CONFIRMED if mean <= high else f"{REFUTED}: SB goes further, more so than in the paper"
     return Claim(
         f"SB goes {low} to {high} times as far from the starting point as LB (section 3).",
         f"||x_S - x_0|| / ||x_L - x_0||, the mean over the trials, lies between {low} and {high}.",
@@ -174,6 +175,13 @@ def two_segments(x: np.ndarray, y: np.ndarray) -> TwoSegments | None:
     )
 
 
+def _bend(fit: TwoSegments) -> str:
+    """Return the verdict on two segments that differ as claimed."""
+    if fit.p_value < 1 - CONFIDENCE:
+        return CONFIRMED
+    return f"{OPEN}: two segments do not fit significantly better than one"
+
+
 def accuracy_threshold(sizes: np.ndarray, accuracies: np.ndarray, published: int | None) -> Claim:
     """Judge section 3 with Figure 4, from the test accuracy at each batch size, trials among them."""
     fit = two_segments(sizes, accuracies)
@@ -182,12 +190,7 @@ def accuracy_threshold(sizes: np.ndarray, accuracies: np.ndarray, published: int
     else:
         found = f"threshold {fit}" + (f"; the paper's: about {published:,}" if published else "")
         falls = fit.slope_after < min(fit.slope_before, 0)
-        if falls and fit.p_value < 1 - CONFIDENCE:
-            verdict = CONFIRMED
-        elif falls:
-            verdict = f"{OPEN}: two segments do not fit significantly better than one"
-        else:
-            verdict = f"{REFUTED}: the accuracy does not fall faster after it"
+        verdict = _bend(fit) if falls else f"{REFUTED}: the accuracy does not fall faster after it"
     return Claim(
         "There is a batch size after which the test accuracy falls (section 3, Figure 4).",
         "Two segments over log2(batch size) fit significantly better (F-test, 5 %) than one line, and the second "
@@ -205,12 +208,7 @@ def sharpness_threshold(sizes: np.ndarray, sharpness: np.ndarray, epsilon: float
     else:
         found = f"at epsilon {epsilon:g}, in decades: {fit}"
         slower = fit.slope_before > max(fit.slope_after, 0)
-        if slower and fit.p_value < 1 - CONFIDENCE:
-            verdict = CONFIRMED
-        elif slower:
-            verdict = f"{OPEN}: two segments do not fit significantly better than one"
-        else:
-            verdict = f"{REFUTED}: the sharpness does not rise faster before it"
+        verdict = _bend(fit) if slower else f"{REFUTED}: the sharpness does not rise faster before it"
     return Claim(
         "The sharpness rises with the batch size, and around the threshold this rise becomes slower (section 3, Figure "
         "4).",
