@@ -163,7 +163,7 @@ def two_segments(x: np.ndarray, y: np.ndarray) -> TwoSegments | None:
     line = float(np.sum((y - np.polyval(np.polyfit(x, y, 1), x)) ** 2))
     floor = np.finfo(float).eps * float(np.sum((y - y.mean()) ** 2))  # of what rounding leaves of a perfect fit
     variance = max(least, floor) / freedom
-    candidates = np.union1d(np.linspace(places[1], places[-2], 1001), [at])
+    candidates = np.union1d(np.linspace(places[1], places[-2], 401), [at])
     sums = np.array([fit(candidate)[0] for candidate in candidates])
     inside = candidates[sums <= least + stats.f.ppf(CONFIDENCE, 1, freedom) * variance]
     improvement = max(line - least, 0.0) / 2

@@ -24,11 +24,11 @@ def test_a_planted_threshold_is_found_exactly(threshold, before):
 
 
 def test_a_planted_threshold_is_found_in_noise_with_an_honest_interval():
-    """Over 100 made-up sweeps with a threshold of 512, the 95 % interval holds it about 95 times."""
+    """Over 60 made-up sweeps with a threshold of 512, the 95 % interval holds it about 57 times."""
     rng = np.random.default_rng(0)
     clean = broken_line(SIZES, 512, 0, -1.5)
-    fits = [two_segments(SIZES, clean + rng.normal(0, 0.2, len(SIZES))) for _ in range(100)]
-    assert 89 <= sum(fit.low <= 512 <= fit.high for fit in fits) <= 99
+    fits = [two_segments(SIZES, clean + rng.normal(0, 0.2, len(SIZES))) for _ in range(60)]
+    assert 52 <= sum(fit.low <= 512 <= fit.high for fit in fits) <= 60
     assert np.median([fit.threshold for fit in fits]) == pytest.approx(512, rel=0.05)
     more = np.repeat(SIZES, 5)  # trials
     sharper = two_segments(more, broken_line(more, 512, 0, -1.5) + rng.normal(0, 0.2, len(more)))

@@ -160,12 +160,11 @@ def test_timit_once_the_data_is_there(tmp_path):
         arrays[f"y_{half}"] = rng.integers(0, 1973, size)
     np.savez(tmp_path / "data" / "timit.npz", **arrays)
     folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
-    done = run_python(
-        "batch_size_sweep.py", *folders, "-n", "F2", "--epochs=1", "--batch_sizes=10,20,30,40,50", "--iterations=1"
-    )
+    done = run_python("training_curves.py", *folders, "-n", "F2", "--epochs=1", "--iterations=1")
     assert done.returncode == 0, done.stderr
-    assert "the paper's: about 15,000" in done.stdout
-    assert drawn(tmp_path, "F2-batch_size_sweep-e1-b10-20-30-40-50-i1")
+    assert "64.02 ± 0.2" in done.stdout, "Table 2"
+    assert "310.64 ± 38.46" in done.stdout, "Table 3"
+    assert drawn(tmp_path, "F2-training_curves-e1-i1")
 
 
 @pytest.mark.parametrize("script", ["training_curves.py", "batch_size_sweep.py", "warmstart.py"])
