@@ -165,14 +165,19 @@ class Experiment:
         ).check(self.data)
 
     def solve(
-        self, recipes: Sequence[Recipe], sharp: Collection[Recipe] | None = None
+        self, recipes: Sequence[Recipe], sharp: Collection[Recipe] | None = None, tested: Collection[Recipe] = ()
     ) -> dict[Recipe, Solution] | None:
         """Return the solutions of the recipes: stored, or trained and measured now, the sharpness of `sharp` only, by
         default of all. None where another process reports the results. What it costs is printed first.
+
+        Raises `UserError` where one of `tested` was trained without a test history.
         """
         from solutions import Solver
+        from training import check_tested
 
         options, task = self.options, self.task
+        for recipe in () if options.retrain else tested:
+            check_tested(recipe, options.run_dir)
         solver = Solver(
             self.data,
             options.run_dir,
@@ -214,13 +219,15 @@ class Experiment:
         words = [text for text, differs in (*usual, *settings, *last) if differs]
         return "-".join([self.network.name, kind, *map(shortened, words)])
 
-    def title(self, what: str) -> str:
-        """Return a heading for figures and tables."""
+    def title(self, what: str, sharpness: bool = True) -> str:
+        """Return a heading for a figure or table, with or without sharpness in it."""
         options = self.options
         trials = f"seed {options.seed}" if options.trials == 1 else f"{options.trials} trials"
         part = self.sharpness_samples
         text = f"{what} of {self.network.name} on {self.data.name} ({options.definition} definition), {trials}"
-        return text + (f"\nsharpness over the first {part:,} samples" if part < len(self.data.x_train) else "")
+        if sharpness and part < len(self.data.x_train):
+            text += f"\nsharpness over the first {part:,} samples"
+        return text
 
     def report(
         self, name: str, title: str, solutions: list[Solution], rows: list[Row], claims: list[Claim], drawn: dict

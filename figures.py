@@ -1,7 +1,7 @@
 """The paper's figures, in one style, drawn with matplotlib and written as .pdf and .png."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class Curve:
     test: list[list[float]]
 
 
-def training_curves(curves: list[Curve], title: str, switches: tuple[int, ...] = ()) -> Figure:
+def training_curves(curves: list[Curve], title: str, switches: Sequence[int] = ()) -> Figure:
     """Draw Figure 2: training (solid) and testing (dashed) accuracy against epochs, SB blue, LB red, a growing batch
     green, whose `switches` are marked; over several trials the mean within one sample deviation."""
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
@@ -100,6 +100,8 @@ def training_curves(curves: list[Curve], title: str, switches: tuple[int, ...] =
                 axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.15, lw=0)
     for epoch in switches:
         axes.axvline(epoch + 0.5, color="0.7", lw=0.8, ls=":")
+    worst = min(np.min(curve.test) for curve in curves)  # else the first epoch of LB training would squeeze the rest
+    axes.set_ylim(bottom=worst - 0.05 * (100 - worst))
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Accuracy (%)")
     axes.set_title(title)
@@ -117,7 +119,7 @@ def sharpness_by_loss(iterates: dict[str, list], title: str) -> Figure:
         for epsilon, marker in MARKERS.items():
             found = [row for row in rows if row.sharpness(epsilon) is not None]
             losses, values = [row.train_loss for row in found], [row.sharpness(epsilon) for row in found]
-            axes.plot(losses, values, line, color=color, marker=marker, ms=5, lw=1.2, label=f"{regime} - {epsilon:g}")
+            axes.plot(losses, values, line, color=color, marker=marker, ms=5, lw=0.7, label=f"{regime} - {epsilon:g}")
     axes.set_xscale("log")
     _logarithmic(axes)
     axes.set_xlabel("Cross Entropy (training set)")

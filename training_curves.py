@@ -64,13 +64,10 @@ def main(options: flags.FlagValues) -> None:
         for seed in experiment.seeds
     ]
     ends = [recipe for pair in pairs for recipe in pair.values()]
-    if not options.retrain:
-        for recipe in ends:
-            training.check_tested(recipe, options.run_dir)
     kept = sorted({*range(0, options.epochs, options.every), options.epochs})
     iterates = {regime: [recipe.iterate(epoch) for epoch in kept] for regime, recipe in pairs[0].items()}
     sharp = [recipe for those in iterates.values() for recipe in those]
-    solutions = experiment.solve([*sharp, *ends], sharp)
+    solutions = experiment.solve([*sharp, *ends], sharp, tested=ends)
     if solutions is None:
         return
 
@@ -108,7 +105,7 @@ def main(options: flags.FlagValues) -> None:
     ]
     title = experiment.title("Training")
     drawn = {
-        "": figures.training_curves(accuracies, title),
+        "": figures.training_curves(accuracies, experiment.title("Training", sharpness=False)),
         "-sharpness": figures.sharpness_by_loss(rows, experiment.title("Iterates")),
     }
     experiment.report(

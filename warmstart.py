@@ -15,6 +15,7 @@ alone at equal epochs. Trainings, iterates and measurements are kept and reused,
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 from absl import flags
@@ -90,7 +91,8 @@ def grow(experiment: Experiment) -> None:
         regime: [experiment.recipe(seed=seed, **settings) for seed in experiment.seeds]
         for regime, settings in regimes.items()
     }
-    solutions = experiment.solve([recipe for those in recipes.values() for recipe in those])
+    everything = [recipe for those in recipes.values() for recipe in those]
+    solutions = experiment.solve(everything, tested=everything)
     if solutions is None:
         return
     rows = {regime: [Row.of(regime, solutions[recipe]) for recipe in those] for regime, those in recipes.items()}
@@ -105,27 +107,29 @@ def grow(experiment: Experiment) -> None:
             test=[[row.test_accuracy for row in history] for history in those],
         )
         for regime, those in histories.items()
-        if all(row.test_accuracy is not None for history in those for row in history)
+    ]
+
+    def means(value: Callable[[Row], float]) -> dict[str, float]:
+        return {regime: float(np.mean([value(row) for row in those])) for regime, those in rows.items()}
+
+    resolved = [
+        epsilon
+        for epsilon in paper.EPSILONS
+        if None not in [row.sharpness(epsilon) for those in rows.values() for row in those]
     ]
     judged = claims.switching(
-        {regime: float(np.mean([row.test_accuracy for row in those])) for regime, those in rows.items()},
-        {
-            epsilon: {
-                regime: float(np.mean([row.sharpness(epsilon) for row in those])) for regime, those in rows.items()
-            }
-            for epsilon in paper.EPSILONS
-            if all(row.sharpness(epsilon) is not None for those in rows.values() for row in those)
-        },
+        means(lambda row: row.test_accuracy),
+        {epsilon: means(lambda row, epsilon=epsilon: row.sharpness(epsilon)) for epsilon in resolved},
     )
     name = experiment.name("schedule", (re.sub("[:,]", "-", options.schedule), True))
-    title = experiment.title(f"Growing batches ({options.schedule}), {options.epochs} epochs")
+    what = f"Growing batches ({options.schedule}), {options.epochs} epochs"
     experiment.report(
         name,
-        title,
+        experiment.title(what),
         list(solutions.values()),
         [row for those in rows.values() for row in those],
         [judged],
-        {"": figures.training_curves(curves, title, tuple(epoch for epoch, _ in steps))},
+        {"": figures.training_curves(curves, experiment.title(what, sharpness=False), [epoch for epoch, _ in steps])},
     )
 
 
