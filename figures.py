@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 import runs
 from paper import EPSILONS, CurvePoint
@@ -190,27 +190,26 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
     above.axhline(alone, color=ACCURACY, ls=":", lw=1.2, label="LB alone")
     above.axhline(small_alone, color=LOSS, ls=":", lw=1.2, label="SB alone")
     above.set_ylabel("Testing Accuracy (%)")
-    above.legend(frameon=False, ncols=2)
     for (epsilon, marker), line in zip(MARKERS.items(), ("-", "--"), strict=True):
         places = over_epochs(piggybacked, lambda row: row.warm_start_epochs, lambda row, e=epsilon: row.sharpness(e))
-        below.plot(*places, line, marker=marker, color=ACCURACY, ms=5, lw=1.4, label=f"warm-started LB, {epsilon:g}")
+        below.plot(*places, line, marker=marker, color=ACCURACY, ms=5, lw=1.4, label=f"sharpness, {epsilon:g}")
         values = [row.sharpness(epsilon) for row in large_alone]
         if None not in values:
-            below.axhline(float(np.mean(values)), color="0.4", ls=line, lw=0.9, label=f"LB alone, {epsilon:g}")
+            below.axhline(float(np.mean(values)), color="0.4", ls=line, lw=0.9, label=f"of LB alone, {epsilon:g}")
     _logarithmic(below)
     below.set_ylabel("Sharpness (%)")
     below.set_xlabel("Epochs of SB training before LB training")
-    below.legend(frameon=False, ncols=2)
     above.set_title(title)
     for axes in (above, below):
         _grid(axes)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     return figure
 
 
 def _logarithmic(axes: Axes) -> None:
     """Make the vertical axis logarithmic, its labels plain numbers."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
 
