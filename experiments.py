@@ -220,14 +220,12 @@ class Experiment:
         return "-".join([self.network.name, kind, *map(shortened, words)])
 
     def title(self, what: str, sharpness: bool = True) -> str:
-        """Return a heading for a figure or table, with or without sharpness in it."""
-        options = self.options
-        trials = f"seed {options.seed}" if options.trials == 1 else f"{options.trials} trials"
-        part = self.sharpness_samples
-        text = f"{what} of {self.network.name} on {self.data.name} ({options.definition} definition), {trials}"
+        """Return a heading of two lines for a figure or table, with or without sharpness in it."""
+        options, part = self.options, self.sharpness_samples
         if sharpness and part < len(self.data.x_train):
-            text += f"\nsharpness over the first {part:,} samples"
-        return text
+            what += f", sharpness over the first {part:,} samples"
+        trials = f"seed {options.seed}" if options.trials == 1 else f"{options.trials} trials"
+        return f"{what}\n{self.network.name} on {self.data.name} ({options.definition} definition), {trials}"
 
     def report(
         self, name: str, title: str, solutions: list[Solution], rows: list[Row], claims: list[Claim], drawn: dict

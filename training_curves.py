@@ -103,10 +103,10 @@ def main(options: flags.FlagValues) -> None:
     accuracies = [
         figures.Curve(regime, curves(regime, "train_accuracy"), curves(regime, "test_accuracy")) for regime in rows
     ]
-    title = experiment.title("Training")
+    title = experiment.title("Iterates")
     drawn = {
-        "": figures.training_curves(accuracies, experiment.title("Training", sharpness=False)),
-        "-sharpness": figures.sharpness_by_loss(rows, experiment.title("Iterates")),
+        "": figures.training_curves(accuracies, experiment.title("Training and testing accuracy", sharpness=False)),
+        "-sharpness": figures.sharpness_by_loss(rows, title),
     }
     experiment.report(
         name,
