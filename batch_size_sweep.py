@@ -46,7 +46,7 @@ def batch_sizes(given: list[str] | None, samples: int) -> list[int]:
     """Return the batch sizes that the flag names, each once, ascending; raises `UserError` where they are none."""
     if given is None:
         return default_sizes(samples)
-    if wrong := [size for size in given if not (size.strip().isdecimal() and int(size))]:
+    if wrong := [size for size in given or [""] if not (size.strip().isdecimal() and int(size))]:
         raise UserError(f"--batch_sizes needs whole numbers above 0, with commas between them, not '{wrong[0]}'.")
     return sorted({int(size) for size in given})
 

@@ -20,6 +20,7 @@ from solutions import Solver, trajectories
 from warmstart import schedule
 
 DIGITS = ("-n", "F1", "--dataset=digits", "--sharpness_samples=60", "--iterations=1")
+SMALL = "--small_batch=100"
 FILES = "F1-{}-digits-{}n60-i1"
 
 
@@ -55,10 +56,10 @@ def stored_files(tmp_path):
 
 
 def test_training_curves(run, tmp_path):
-    job = "training_curves.py", "--epochs=3", "--every=2", "--trials=2"
+    job = "training_curves.py", "--epochs=3", "--every=2", "--trials=2", SMALL
     printed = run(*job)
     assert "4 trainings (0 of them done), 20 measurements (0 of them done); the rest takes about" in printed
-    name = FILES.format("training_curves", "e3-every2-t2-")
+    name = FILES.format("training_curves", "e3-sb100-every2-t2-")
     assert drawn(tmp_path, name)
     assert drawn(tmp_path, f"{name}-sharpness")
     found = rows(tmp_path / "result" / f"{name}.csv")
@@ -89,15 +90,14 @@ def test_training_curves(run, tmp_path):
 
 def test_batch_size_sweep_by_tasks(run, tmp_path):
     job = "batch_size_sweep.py", "--epochs=1", "--batch_sizes=50,100,200,400,800"
-    for index in (0, 1):
-        printed = run(*job, f"--task_index={index}", "--task_count=2")
-        assert f"Task {index} of 2: " in printed
-        assert "solutions are kept in" in printed
-        assert not list((tmp_path / "result").glob("F1*"))
+    printed = run(*job, "--task_index=1", "--task_count=2")
+    assert "Task 1 of 2: 2 trainings (0 of them done), 6 measurements (0 of them done); the rest takes about" in printed
+    assert "solutions are kept in" in printed
+    assert not list((tmp_path / "result").glob("F1*"))
     before = stored_files(tmp_path)
     printed = run(*job)
-    assert "5 trainings (5 of them done), 15 measurements (15 of them done)." in printed
-    assert stored_files(tmp_path) == before
+    assert "5 trainings (2 of them done), 15 measurements (6 of them done); the rest" in printed
+    assert before.items() <= stored_files(tmp_path).items()
     name = FILES.format("batch_size_sweep", "e1-b50-100-200-400-800-")
     assert drawn(tmp_path, name)
     assert [row["batch_size"] for row in rows(tmp_path / "result" / f"{name}.csv")] == [
@@ -111,7 +111,7 @@ def test_batch_size_sweep_by_tasks(run, tmp_path):
 
 
 def test_warm_starts_killed_and_continued(run, tmp_path):
-    job = "warmstart.py", "--epochs=4", "--every=1", "--large_batch_epochs=2"
+    job = "warmstart.py", "--epochs=4", "--every=1", "--large_batch_epochs=2", SMALL
     process = subprocess.Popen(
         [sys.executable, *arguments(tmp_path, *job)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -128,7 +128,7 @@ def test_warm_starts_killed_and_continued(run, tmp_path):
     assert len(trained) >= 6
     assert "6 trainings (" in printed
     assert trained.items() <= stored_files(tmp_path).items()
-    name = FILES.format("warmstart", "e4-every1-le2-")
+    name = FILES.format("warmstart", "e4-sb100-every1-le2-")
     assert drawn(tmp_path, name)
     found = rows(tmp_path / "result" / f"{name}.csv")
     assert [(row["regime"], row["epochs"], row["warm_start_epochs"]) for row in found] == [
@@ -141,11 +141,11 @@ def test_warm_starts_killed_and_continued(run, tmp_path):
 
 
 def test_growing_batches(run, tmp_path):
-    printed = run("warmstart.py", "--epochs=3", "--schedule=1:150,2:1500")
-    name = FILES.format("schedule", "e3-1-150-2-1500-")
+    printed = run("warmstart.py", "--epochs=3", "--schedule=1:150,2:1500", SMALL)
+    name = FILES.format("schedule", "e3-sb100-1-150-2-1500-")
     assert drawn(tmp_path, name)
     assert [row["regime"] for row in rows(tmp_path / "result" / f"{name}.csv")] == ["SB", "LB", "growing"]
-    (grown,) = (tmp_path / "run").glob("F1-digits-b15to1500-e3-s0-*")
+    (grown,) = (tmp_path / "run").glob("F1-digits-b100to1500-e3-s0-*")
     assert json.loads((grown / "recipe.json").read_text())["schedule"] == [[1, 150], [2, 1500]]
     assert "Growing batches (1:150,2:1500), 3 epochs" in printed
 
