@@ -140,17 +140,7 @@ def test_warm_starts_killed_and_continued(run, tmp_path):
     assert printed.count("Verdict: ") == 1
 
 
-def test_growing_batches(run, tmp_path):
-    printed = run("warmstart.py", "--epochs=3", "--schedule=1:150,2:1500", SMALL)
-    name = FILES.format("schedule", "e3-sb100-1-150-2-1500-")
-    assert drawn(tmp_path, name)
-    assert [row["regime"] for row in rows(tmp_path / "result" / f"{name}.csv")] == ["SB", "LB", "growing"]
-    (grown,) = (tmp_path / "run").glob("F1-digits-b100to1500-e3-s0-*")
-    assert json.loads((grown / "recipe.json").read_text())["schedule"] == [[1, 150], [2, 1500]]
-    assert "Growing batches (1:150,2:1500), 3 epochs" in printed
-
-
-def test_timit_once_the_data_is_there(tmp_path):
+def test_growing_batches_on_timit_once_the_data_is_there(tmp_path):
     """F2's licensed data as a user brings them: features and 1973 classes in data/timit.npz."""
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
@@ -160,11 +150,17 @@ def test_timit_once_the_data_is_there(tmp_path):
         arrays[f"y_{half}"] = rng.integers(0, 1973, size)
     np.savez(tmp_path / "data" / "timit.npz", **arrays)
     folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
-    done = run_python("training_curves.py", *folders, "-n", "F2", "--epochs=1", "--iterations=1")
+    settings = "--epochs=3", "--small_batch=10", "--schedule=1:15,2:60", "--iterations=1"
+    done = run_python("warmstart.py", *folders, "-n", "F2", *settings)
     assert done.returncode == 0, done.stderr
-    assert "64.02 ± 0.2" in done.stdout, "Table 2"
+    name = "F2-schedule-e3-sb10-1-15-2-60-i1"
+    assert drawn(tmp_path, name)
+    assert [row["regime"] for row in rows(tmp_path / "result" / f"{name}.csv")] == ["SB", "LB", "growing"]
+    (grown,) = (tmp_path / "run").glob("F2-timit-b10to60-e3-s0-*")
+    assert json.loads((grown / "recipe.json").read_text())["schedule"] == [[1, 15], [2, 60]]
+    assert "Growing batches (1:15,2:60), 3 epochs" in done.stdout
+    assert "59.45 ± 1.05" in done.stdout, "Table 2, of the large batch"
     assert "310.64 ± 38.46" in done.stdout, "Table 3"
-    assert drawn(tmp_path, "F2-training_curves-e1-i1")
 
 
 @pytest.mark.parametrize("script", ["training_curves.py", "batch_size_sweep.py", "warmstart.py"])
