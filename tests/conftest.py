@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -54,3 +55,24 @@ def run_python(*arguments: str | Path, **settings) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, *map(str, arguments)], **({"cwd": ROOT, "capture_output": True, "text": True} | settings)
     )
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Run a script of the repository as `run_python` does, but in a fork of a process that has TensorFlow already."""
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "forked.py", "--serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
+        given = [str(argument) for argument in arguments]
+        print(json.dumps({"arguments": given, "environment": {}, "seconds": 300}), file=server.stdin, flush=True)
+        return subprocess.CompletedProcess(given, *json.loads(server.stdout.readline()))
+
+    yield run
+    server.stdin.close()
+    server.wait()

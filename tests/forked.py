@@ -1,6 +1,7 @@
 """Runs many commands `python script.py ...` for the price of one start of TensorFlow: each in a fork of this process.
 
     python tests/forked.py < commands.json > results.json
+    python tests/forked.py --serve    # a command a line of the input, a result a line of the output, one at a time
 
 A command is a `Command`, a result [exit code, standard output, standard error]. Forking is safe as long as no operation
 of TensorFlow ran: its threads start with the first one, and the children would wait for them for ever.
@@ -20,7 +21,6 @@ from absl import flags
 
 ROOT = Path(__file__).parent.parent
 AT_ONCE = 2
-SECONDS = 60
 KILLED = -signal.SIGALRM  # the exit code of a command that takes longer
 
 
@@ -35,6 +35,7 @@ class Command:
     environment: dict[str, str | None]
     file_size_limit: int | None = None
     fresh: bool = False
+    seconds: int = 60  # until it is killed
 
 
 def results(commands: list[Command]) -> list[tuple[int, str, str]]:
@@ -52,6 +53,16 @@ def results(commands: list[Command]) -> list[tuple[int, str, str]]:
         return [(codes[number], *(path.read_text() for path in both)) for number, both in enumerate(outputs)]
 
 
+def serve() -> None:
+    """Run one command after the other, as they come."""
+    import_all()
+    for line in sys.stdin:
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = [Path(folder) / stream for stream in "12"]
+            _, status = os.waitpid(start(Command(**json.loads(line)), outputs), 0)
+            print(json.dumps([os.waitstatus_to_exitcode(status), *(path.read_text() for path in outputs)]), flush=True)
+
+
 def import_all() -> None:
     """Import what the scripts import, but leave absl's flags as they are when a script starts."""
     import quiet_tensorflow  # noqa: F401, I001
@@ -62,6 +73,7 @@ def import_all() -> None:
 
     import claims  # noqa: F401
     import curvature  # noqa: F401
+    import figures  # noqa: F401
     import training  # noqa: F401
 
     assert not context.context()._initialized, "an import runs an operation of TensorFlow"
@@ -88,7 +100,7 @@ def start(command: Command, outputs: list[Path]) -> int:
         return process
     code = 1
     try:
-        signal.alarm(SECONDS)  # survives an exec, and needs no help from Python to kill
+        signal.alarm(command.seconds)  # survives an exec, and needs no help from Python to kill
         for descriptor, path in enumerate(outputs, start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -124,4 +136,7 @@ def exit_code(script: str) -> int:
 if __name__ == "__main__":
     os.chdir(ROOT)
     sys.path[0] = str(ROOT)
-    json.dump(results([Command(**command) for command in json.load(sys.stdin)]), sys.stdout)
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+    else:
+        json.dump(results([Command(**command) for command in json.load(sys.stdin)]), sys.stdout)

@@ -29,11 +29,11 @@ def arguments(tmp_path, script, *given):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, run_script):
     """Run a script on the digits with all its folders in tmp_path."""
 
     def run(*given):
-        done = run_python(*arguments(tmp_path, *given))
+        done = run_script(*arguments(tmp_path, *given))
         assert done.returncode == 0, done.stderr
         assert not [line for line in done.stderr.splitlines() if "WARNING" in line or "Error" in line]
         return done.stdout
@@ -140,7 +140,7 @@ def test_warm_starts_killed_and_continued(run, tmp_path):
     assert printed.count("Verdict: ") == 1
 
 
-def test_growing_batches_on_timit_once_the_data_is_there(tmp_path):
+def test_growing_batches_on_timit_once_the_data_is_there(tmp_path, run_script):
     """F2's licensed data as a user brings them: features and 1973 classes in data/timit.npz."""
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
@@ -151,7 +151,7 @@ def test_growing_batches_on_timit_once_the_data_is_there(tmp_path):
     np.savez(tmp_path / "data" / "timit.npz", **arrays)
     folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
     settings = "--epochs=3", "--small_batch=10", "--schedule=1:15,2:60", "--iterations=1"
-    done = run_python("warmstart.py", *folders, "-n", "F2", *settings)
+    done = run_script("warmstart.py", *folders, "-n", "F2", *settings)
     assert done.returncode == 0, done.stderr
     name = "F2-schedule-e3-sb10-1-15-2-60-i1"
     assert drawn(tmp_path, name)

@@ -13,12 +13,12 @@ from plot_parametric_plot import Point, evaluate, path_point, rms_difference
 
 
 @pytest.fixture
-def run_plot(tmp_path):
-    """Run the script with all its folders in tmp_path."""
+def run_plot(tmp_path, run_script):
+    """Run the script with all its folders in tmp_path, in a fork unless told otherwise."""
 
-    def run(*arguments):
+    def run(*arguments, by=run_script):
         folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
-        return run_python("plot_parametric_plot.py", *folders, *arguments)
+        return by("plot_parametric_plot.py", *folders, *arguments)
 
     return run
 
@@ -30,7 +30,7 @@ def rows(path):
 
 def test_the_whole_job_on_digits(run_plot, tmp_path):
     job = ("-n", "F1", "--dataset", "digits", "--epochs=3", "--points=4", "--alpha_min=-1", "--alpha_max=2")
-    done = run_plot(*job)
+    done = run_plot(*job, by=run_python)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
     assert "oneDNN" not in done.stderr

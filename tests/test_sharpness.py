@@ -31,9 +31,9 @@ def arguments(tmp_path, *given):
 
 
 @pytest.fixture
-def run_sharpness(tmp_path):
+def run_sharpness(tmp_path, run_script):
     """Run the script with all its folders in tmp_path."""
-    return lambda *given: run_python(*arguments(tmp_path, *given))
+    return lambda *given: run_script(*arguments(tmp_path, *given))
 
 
 def kept(tmp_path):
