@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -228,3 +229,16 @@ def test_the_paper_is_set_beside_what_it_measured_only():
     assert published(measured(1.0, "random", dimension=50).measurement, "SB") is None
     (elsewhere,) = values([measured(1.0)], "SB", comparable=False)
     assert (elsewhere.mean, elsewhere.paper_mean) == (1.0, None)
+
+
+def test_records_from_before_a_setting_existed_are_found(tmp_path):
+    wish = SharpnessMeasurement("F1", "repository", "digits", "d", "w", epsilon=1e-3, solver="lbfgsb", iterations=10)
+    result = SharpnessResult(1.0, 0.1, 0.2, 1e-3, 3, "lbfgsb", 12, 10, "the limit of iterations", 50.0, 1.0, 0.9)
+    measured = measurements.keep(tmp_path, wish, lambda: result, runs.provenance(), replicas.ALONE)
+    (path,) = (tmp_path / "sharpness").glob("F1*.json")
+    record = runs.read_record(path)
+    assert record["measurement"].pop("samples") is None
+    runs.write_record(path, record)
+    assert measurements.stored(tmp_path, wish) == measured
+    part = dataclasses.replace(wish, samples=100)
+    assert measurements.stored(tmp_path, part) is None
