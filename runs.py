@@ -78,7 +78,8 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The checked-out commit of this file's repository, marked when tracked files differ from it."""
+    """The checked-out commit of this file's repository, marked when tracked files differ from it, other than results
+    and figures, which each command changes."""
 
     def git(*arguments: str) -> str:
         root = Path(__file__).parent
@@ -87,7 +88,8 @@ def _commit() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        changes = git("status", "--porcelain", "-uno", "--", ".", ":!results", ":!Figures")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

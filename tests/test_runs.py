@@ -1,8 +1,12 @@
 import dataclasses
 import os
+import re
+import shutil
 import string
 import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -213,6 +217,32 @@ def test_provenance():
     assert origin.finished.endswith("Z")
     assert origin.commit == "unknown" or len(origin.commit.removesuffix("+changes")) == 40
     assert dataclasses.asdict(origin)
+
+
+def test_the_commit_is_marked_when_the_code_differs(tmp_path):
+    def commit() -> str:
+        ask = [sys.executable, "-c", "import runs; print(runs.provenance().commit)"]
+        return subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    def git(*arguments: str) -> None:
+        person = ["-c", "user.name=A Person", "-c", "user.email=person@example.org"]
+        subprocess.run(["git", *person, *arguments], cwd=tmp_path, capture_output=True, check=True)
+
+    git("init")
+    for file in ("runs.py", "errors.py"):
+        shutil.copy(Path(runs.__file__).with_name(file), tmp_path)
+    for folder in ("results", "Figures"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "C1").write_text("old")
+    git("add", ".")
+    git("commit", "-m", "Begin")
+    assert re.fullmatch("[0-9a-f]{40}", commit())
+    for folder in ("results", "Figures"):
+        (tmp_path / folder / "C1").write_text("new")
+    (tmp_path / "notes").touch()
+    assert re.fullmatch("[0-9a-f]{40}", commit())
+    (tmp_path / "errors.py").write_text((tmp_path / "errors.py").read_text() + "\n")
+    assert re.fullmatch("[0-9a-f]{40}[+]changes", commit())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a file is taken for a folder as on POSIX")
