@@ -10,6 +10,8 @@ and reused, and several processes with one --run_dir share the work.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from absl import flags
 
@@ -46,8 +48,8 @@ def batch_sizes(given: list[str] | None, samples: int) -> list[int]:
     """Return the batch sizes that the flag names, each once, ascending; raises `UserError` where they are none."""
     if given is None:
         return default_sizes(samples)
-    if wrong := [size for size in given or [""] if not (size.strip().isdecimal() and int(size))]:
-        raise UserError(f"--batch_sizes needs whole numbers above 0, with commas between them, not '{wrong[0]}'.")
+    if wrong := [size for size in given or [""] if not re.fullmatch(r"0*[1-9]\d{0,9}", size.strip())]:
+        raise UserError(f"--batch_sizes needs whole numbers above 0, with commas between them, not '{wrong[0][:20]}'.")
     return sorted({int(size) for size in given})
 
 
@@ -74,25 +76,18 @@ def main(options: flags.FlagValues) -> None:
     accuracies = np.array([row.test_accuracy for row in rows])
     comparable = experiment.data.name == experiment.network.dataset
     published = paper.BATCH_SIZE_THRESHOLD.get(experiment.network.name) if comparable else None
-    judged = [claims.accuracy_threshold(trained, accuracies, published)]
-    for epsilon in paper.EPSILONS:
-        resolved = [row for row in rows if row.sharpness(epsilon)]
-        judged.append(
-            claims.sharpness_threshold(
-                np.array([row.batch_size for row in resolved]),
-                np.array([row.sharpness(epsilon) for row in resolved]),
-                epsilon,
-            )
-        )
-    fit = claims.two_segments(trained, accuracies)
-    threshold = (fit.threshold, fit.low, fit.high) if fit and judged[0].verdict == claims.CONFIRMED else None
+    falling, threshold = claims.accuracy_threshold(trained, accuracies, published)
+    rising = [
+        claims.sharpness_threshold(trained, experiments.sharpness(rows, epsilon), epsilon, threshold)
+        for epsilon in paper.EPSILONS
+    ]
     title = experiment.title(f"Batch sizes, {options.epochs} epochs")
     experiment.report(
         experiment.name("batch_size_sweep", (f"b{'-'.join(map(str, sizes))}", sizes != usual), batch_sizes=False),
         title,
         list(solutions.values()),
         rows,
-        judged,
+        [falling, *rising],
         {"": figures.batch_size_sweep(rows, threshold, title)},
     )
 

@@ -124,8 +124,13 @@ def run(main: Callable[[flags.FlagValues], None], define_flags: Callable[[], Non
         _exit(1, f"Error: {failure}")
     except Interrupted as error:
         kept = f"{error} " if str(error) else ""
-        again = "The same command" + (", without --retrain," if "retrain" in FLAGS and FLAGS.retrain else "")
-        _exit(128 + error.signum, f"Stopped. {kept}{again} continues from what is kept.")
+        again = "The same command continues from what is kept."
+        if "retrain" in FLAGS and FLAGS.retrain:
+            again = (
+                "The same command, without --retrain, continues from what is kept; what it had not yet begun to train "
+                "anew is the old one then."
+            )
+        _exit(128 + error.signum, f"Stopped. {kept}{again}")
 
 
 def _parse() -> list[str]:

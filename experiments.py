@@ -56,14 +56,19 @@ class Row:
             recipe.epochs,
             recipe.warm_start.epochs if recipe.warm_start else None,
             recipe.seed,
-            *dataclasses.astuple(solution.evaluation),
-            *([found.value for found in solution.sharpness] or (None, None)),
+            *dataclasses.astuple(solution.evaluation.result),
+            *([found.result.value for found in solution.sharpness] or (None, None)),
             distance_from_start=solution.distance_from_start,
         )
 
     def sharpness(self, epsilon: float) -> float | None:
         """Return the sharpness at one of `paper.EPSILONS`."""
         return dict(zip(paper.EPSILONS, (self.sharpness_1e_3, self.sharpness_5e_4), strict=True))[epsilon]
+
+
+def sharpness(rows: Sequence[Row], epsilon: float) -> np.ndarray:
+    """Return the sharpness of the rows, shape (k,), NaN where it is not measured or not resolved."""
+    return np.array([row.sharpness(epsilon) for row in rows], float)
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ class Experiment:
             retrain=options.retrain,
             replicas=self.replicas,
         )
-        plan = solver.plan(task.share(list(dict.fromkeys(recipes))), sharp)
+        plan = solver.plan(recipes, sharp, task.share(list(dict.fromkeys(recipes))))
         who = f"Task {task.index} of {task.count}: " if task.count > 1 else ""
         cost = f"; the rest takes about {duration(solver.seconds(plan))} here" if plan.work else ""
         print(f"{who}{plan}{cost}.", flush=True)
@@ -287,11 +292,12 @@ def shortened(text: str) -> str:
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Return mean ± sample deviation as a cell."""
-    if None in values:
+    """Return mean ± sample deviation as a cell, and of how many if not of all."""
+    known = [value for value in values if value is not None]
+    if not known:
         return "-"
-    mean = f"{np.mean(values):.4g}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2g}"
+    mean = f"{np.mean(known):.4g}" + (f" ± {np.std(known, ddof=1):.2g}" if len(known) > 1 else "")
+    return mean if len(known) == len(values) else f"{mean} ({len(known)} of {len(values)})"
 
 
 def duration(seconds: float) -> str:

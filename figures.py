@@ -13,6 +13,7 @@ from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 import runs
 from paper import EPSILONS, CurvePoint
+from thresholds import Place
 
 LOSS, ACCURACY, LOSS_MUTED, ACCURACY_MUTED = "#1f4fd8", "#d62222", "#b4c3ea", "#efb9b9"
 GROWING = "#2a8c3c"
@@ -130,9 +131,10 @@ def sharpness_by_loss(iterates: dict[str, list], title: str) -> Figure:
     return figure
 
 
-def batch_size_sweep(rows: list, threshold: tuple[float, float, float] | None, title: str) -> Figure:
-    """Draw Figure 4: testing accuracy (left, blue) and sharpness at both epsilons (right, red, logarithmic) against the
-    batch size; `threshold` with the ends of its interval is shaded. `rows` are `experiments.Row`s."""
+def batch_size_sweep(rows: list, threshold: Place | None, title: str) -> Figure:
+    """Draw Figure 4: testing accuracy (left, blue) and sharpness at both epsilons (right, red) against the batch size;
+    the `threshold` is marked, and its interval shaded. `rows` are `experiments.Row`s. The paper's axes are linear, but
+    batch sizes and sharpness span orders of magnitude."""
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     left = figure.add_subplot()
     right = left.twinx()
@@ -142,9 +144,8 @@ def batch_size_sweep(rows: list, threshold: tuple[float, float, float] | None, t
         style = dict(color=ACCURACY, fmt=f"--{marker}", label=f"sharpness, {epsilon:g}")
         _with_trials(right, sizes, rows, lambda row, epsilon=epsilon: row.sharpness(epsilon), **style)
     if threshold:
-        at, low, high = threshold
-        left.axvspan(low, high, color="0.92", zorder=0)
-        left.axvline(at, color="0.5", lw=1, label="threshold (two segments)")
+        left.axvspan(max(threshold.low, sizes[0]), min(threshold.high, sizes[-1]), color="0.92", zorder=0)
+        left.axvline(threshold.at, color="0.5", lw=1, label="threshold")
     left.set_xscale("log", base=2)
     left.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45, ha="right")
     left.minorticks_off()
@@ -207,7 +208,9 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
 
 
 def _logarithmic(axes: Axes) -> None:
-    """Make the vertical axis logarithmic, its labels plain numbers."""
+    """Make the vertical axis logarithmic, its labels plain numbers; where nothing is resolved it has no scale."""
+    if not any(len(line.get_ydata()) for line in axes.lines):
+        return
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))

@@ -21,8 +21,9 @@ import tasks
 import training
 from curvature import PASSES
 from data_zoo import DataSet
-from measurements import Evaluated, EvaluationMeasurement, SharpnessMeasurement
-from metric import ITERATIONS, SharpnessResult
+from errors import BusyError
+from measurements import EvaluationMeasurement, Measured, SharpnessMeasurement
+from metric import ITERATIONS
 from objective import Objective
 from progress import Progress
 from recipes import Recipe
@@ -35,7 +36,8 @@ PROBE_BATCH, PROBE_SECONDS = 512, 0.5  # the steps that are timed before the cos
 
 @dataclass(frozen=True)
 class Solution:
-    """A minimizer, how it came about, and what was measured there: `sharpness` at each of `paper.EPSILONS`, or none.
+    """A minimizer, how it came about, and what was measured there: `evaluation` holds an `Evaluated`, `sharpness` a
+    `SharpnessResult` at each of `paper.EPSILONS`, or nothing.
 
     `weights` is the digest of the weights; the distance is Euclidean, from where this training started.
     """
@@ -44,8 +46,8 @@ class Solution:
     training: runs.Provenance
     weights: str
     distance_from_start: float
-    evaluation: Evaluated
-    sharpness: list[SharpnessResult]
+    evaluation: Measured
+    sharpness: list[Measured]
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,20 @@ class Solver:
         self._part = sharpness_samples if (sharpness_samples or samples) < samples else None
         self._objectives: tuple[Objective, Objective, Objective] | None = None
 
-    def plan(self, recipes: Sequence[Recipe], sharp: Collection[Recipe] | None = None) -> Plan:
-        """Return what the solutions of the recipes take, with the sharpness of `sharp`, by default of all."""
-        asked = list(dict.fromkeys(recipes))
-        sharp = set(asked if sharp is None else sharp)
-        trainings, to_train = trajectories(asked), {}
+    def plan(
+        self,
+        recipes: Sequence[Recipe],
+        sharp: Collection[Recipe] | None = None,
+        share: Sequence[Recipe] | None = None,
+    ) -> Plan:
+        """Return what the solutions of a `share` of the recipes take, by default of all, with the sharpness of those
+        that are in `sharp`, by default all. Whose share it is, a training is the same: it leads to all the recipes."""
+        asked = list(dict.fromkeys(recipes if share is None else share))
+        sharp = set(recipes if sharp is None else sharp)
+        needed = {longest.iterate(0) for longest in trajectories(asked)}
+        every = trajectories(recipes)
+        trainings = {longest: epochs for longest, epochs in every.items() if longest.iterate(0) in needed}
+        to_train = {}
         for longest, epochs in trainings.items():
             iterates = map(longest.iterate, epochs)
             missing = [each for each in iterates if self.retrain or not training.is_stored(each, self.run_dir)]
@@ -134,7 +145,7 @@ class Solver:
                 wishes = self._wishes(recipe, measurements.digest(minimizer.weights), recipe in sharp)
                 found = [measurements.stored(self.run_dir, wish) for wish in wishes]
                 if None not in found:
-                    complete[recipe] = _solution(minimizer, [each.result for each in found])
+                    complete[recipe] = _solution(minimizer, found)
             wanted += len(found)
             measured += len(found) - found.count(None)
             evaluated = len(self.data.x_train) + len(self.data.x_test)
@@ -166,7 +177,9 @@ class Solver:
         loop = TrainingLoop(short, self.data, self.replicas)
         loop.advance(stop=False)  # which compiles
         samples, began = 0, time.monotonic()
-        while loop.position.seen < len(self.data.x_train) and time.monotonic() - began < PROBE_SECONDS:
+        while loop.position.seen < len(self.data.x_train):
+            if not self.replicas.chief_says(time.monotonic() - began < PROBE_SECONDS):  # machines stop together
+                break
             samples += loop.advance(stop=False)[0]
         return (time.monotonic() - began) / max(samples, 1)
 
@@ -182,8 +195,13 @@ class Solver:
             return tasks.each(plan.asked, lambda recipe, wait: self._measure(recipe, plan, progress, wait))
 
     def _train(self, longest: Recipe, plan: Plan, progress: Progress, wait: bool) -> None:
-        """Store the iterates of a training, the last missing one first: the others are on its way."""
-        epochs = plan.trainings[longest]
+        """Store the iterates of a training, the last missing one first: the others are on its way.
+
+        Raises `BusyError`, unless told to `wait`, where another process trains it, or what it starts from.
+        """
+        epochs, first = plan.trainings[longest], longest.warm_start
+        if not wait and self.replicas.chief_says(bool(first) and not training.is_stored(first, self.run_dir)):
+            raise BusyError(f"{first.name} is in other hands.")
         with progress.job(3 * plan.to_train[longest], longest.name) as report:
             for epoch in reversed(epochs):
                 recipe = longest.iterate(epoch)
@@ -221,13 +239,11 @@ class Solver:
                 return wish.make(on_part, minimizer.weights, None, passed)
 
             wishes = self._wishes(recipe, measurements.digest(minimizer.weights), recipe in plan.sharp)
-            results = [
-                measurements.keep(
-                    self.run_dir, wish, lambda wish=wish: make(wish), self.origin, self.replicas, wait
-                ).result
+            found = [
+                measurements.keep(self.run_dir, wish, lambda wish=wish: make(wish), self.origin, self.replicas, wait)
                 for wish in wishes
             ]
-            return _solution(minimizer, results)
+            return _solution(minimizer, found)
 
     def _wishes(self, recipe: Recipe, weights: str, sharp: bool) -> list[EvaluationMeasurement | SharpnessMeasurement]:
         """Return what is to be measured at the recipe's minimizer, whose weights have this digest."""
@@ -254,7 +270,7 @@ class Solver:
         return self._objectives
 
 
-def _solution(minimizer: Minimizer, results: list) -> Solution:
+def _solution(minimizer: Minimizer, found: list[Measured]) -> Solution:
     """Put together what is known of a minimizer, its evaluation first."""
     weights = measurements.digest(minimizer.weights)
-    return Solution(minimizer.recipe, minimizer.provenance, weights, minimizer.distance, results[0], results[1:])
+    return Solution(minimizer.recipe, minimizer.provenance, weights, minimizer.distance, found[0], found[1:])

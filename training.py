@@ -283,7 +283,7 @@ def _make_room(folder: runs.Folder) -> None:
         shutil.rmtree(_backup(folder), ignore_errors=True)
         folder.path.rename(_backup(folder))
     else:
-        folder.seal(dropping=_checkpoints(folder))
+        folder.seal(dropping=[*_checkpoints(folder), START])
 
 
 def _begin(loop: TrainingLoop, folder: runs.Folder) -> None:

@@ -91,12 +91,10 @@ def main(options: flags.FlagValues) -> None:
     judged = [claims.early_stopping(*tests), claims.distances(ratios)]
     for epsilon in paper.EPSILONS:
         paths = [
-            claims.Path(*np.array([(row.train_loss, row.sharpness(epsilon)) for row in those]).T)
+            claims.Path(np.array([row.train_loss for row in those]), experiments.sharpness(those, epsilon))
             for those in rows.values()
-            if None not in [row.sharpness(epsilon) for row in those]
         ]
-        if len(paths) == 2:
-            judged.append(claims.sharpness_paths(*paths, epsilon))
+        judged.append(claims.sharpness_paths(*paths, epsilon))
 
     name = experiment.name("training_curves", (f"every{options.every}", options.every != EVERY))
     runs.write_csv(Path(options.result_dir) / f"{name}-epochs.csv", epochs)

@@ -1,10 +1,10 @@
 """Warm starts and growing batches (Figure 5, sections 3 and 4 of Keskar et al., 2017).
 
-Trains a network with small batches, keeps the iterate of every few epochs, trains from each of them with large batches
-and a fresh optimizer, and measures test accuracy and sharpness of the solutions ("piggybacking"). With --schedule it
-trains once with a batch that grows instead, the optimizer going on, and compares that with small and large batches
-alone at equal epochs. Trainings, iterates and measurements are kept and reused, and several processes with one
---run_dir share the work.
+Trains a network with small batches, keeps the iterates after the first and every few epochs, trains from each of them
+with large batches and a fresh optimizer, and measures test accuracy and sharpness of these solutions ("piggybacking").
+With --schedule it trains once with a batch that grows instead, the optimizer going on, and compares that with small
+and large batches alone at equal epochs. Trainings, iterates and measurements are kept and reused, and several processes
+with one --run_dir share the work.
 
     python warmstart.py -n C1
     python warmstart.py -n F1 --epochs 50 --every 10 --large_batch_epochs 20
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from absl import flags
@@ -34,7 +35,13 @@ def define_flags() -> None:
     """Define this script's flags, in the order in which --help shows their groups."""
     experiments.define_flags()
     group = {"module_name": "Experiment"}
-    flags.DEFINE_integer("every", EVERY, "SB epochs from one warm start to the next.", lower_bound=1, **group)
+    flags.DEFINE_integer(
+        "every",
+        EVERY,
+        "SB epochs from one warm start to the next; one more is after the first.",
+        lower_bound=1,
+        **group,
+    )
     flags.DEFINE_integer(
         "large_batch_epochs", None, "Epochs of each LB training; default: --epochs.", lower_bound=1, **group
     )
@@ -51,11 +58,11 @@ def define_flags() -> None:
 
 def schedule(text: str, epochs: int, small: int, large: int) -> Schedule:
     """Return the schedule that the flag describes; raises `UserError` where it does not describe one."""
-    if doubling := re.fullmatch(r"double:([1-9]\d*)", text):
+    if doubling := re.fullmatch(r"double:([1-9]\d{0,9})", text):
         every = int(doubling[1])
         sizes = [min(small * 2**i, large) for i in range(1, 1 + (epochs - 1) // every)]
         steps = [((i + 1) * every, size) for i, size in enumerate(sizes) if size != (small, *sizes)[i]]
-    elif re.fullmatch(r"\d+:\d+(,\d+:\d+)*", text):
+    elif re.fullmatch(r"\d{1,9}:\d{1,9}(,\d{1,9}:\d{1,9})*", text):
         steps = [tuple(map(int, step.split(":"))) for step in text.split(",")]
     else:
         raise UserError(
@@ -63,6 +70,9 @@ def schedule(text: str, epochs: int, small: int, large: int) -> Schedule:
         )
     if not steps or max(epoch for epoch, _ in steps) >= epochs:
         raise UserError(f"--schedule {text} has no step, or one that does not lie within the {epochs} epochs.")
+    sizes = [small, *(size for _, size in steps)]
+    if any(size >= later for size, later in pairwise(sizes)):
+        raise UserError(f"--schedule {text} must make the batch grow with each step, from {small} on.")
     return tuple(steps)
 
 
@@ -118,7 +128,7 @@ def grow(experiment: Experiment) -> None:
         if None not in [row.sharpness(epsilon) for those in rows.values() for row in those]
     ]
     judged = claims.switching(
-        means(lambda row: row.test_accuracy),
+        {curve.label: curve.test for curve in curves},
         {epsilon: means(lambda row, epsilon=epsilon: row.sharpness(epsilon)) for epsilon in resolved},
     )
     name = experiment.name("schedule", (re.sub("[:,]", "-", options.schedule), True))
@@ -140,7 +150,7 @@ def piggyback(experiment: Experiment) -> None:
 
     options, (small, large) = experiment.options, experiment.batch_sizes
     large_epochs = options.large_batch_epochs or options.epochs
-    kept = range(options.every, options.epochs + 1, options.every)
+    kept = sorted({1, *range(options.every, options.epochs + 1, options.every)})
     iterates, warm, alone, ends = [], [], [], []
     for seed in experiment.seeds:
         training = experiment.recipe(small, seed)
@@ -157,20 +167,15 @@ def piggyback(experiment: Experiment) -> None:
         "LB": [Row.of("LB", solutions[recipe]) for recipe in alone],
         "warm-started LB": [Row.of("warm-started LB", solutions[recipe]) for recipe in warm],
     }
-    small_alone, large_alone = (
-        float(np.mean([solutions[recipe].evaluation.test_accuracy for recipe in those])) for those in (ends, alone)
-    )
+    # A single iterate of SB may be a poor one.
+    small_alone = float(np.mean([row.test_accuracy for row in rows["SB"] if row.epochs > 2 * options.epochs / 3]))
     started = rows["warm-started LB"]
     judged = claims.warm_starts(
         np.array([row.warm_start_epochs for row in started]),
         np.array([row.test_accuracy for row in started]),
         small_alone,
-        large_alone,
-        {
-            epsilon: np.array([row.sharpness(epsilon) for row in started])
-            for epsilon in paper.EPSILONS
-            if None not in [row.sharpness(epsilon) for row in started]
-        },
+        float(np.mean([row.test_accuracy for row in rows["LB"]])),
+        {epsilon: experiments.sharpness(started, epsilon) for epsilon in paper.EPSILONS},
     )
     title = experiment.title(f"Warm starts, {large_epochs} LB epochs")
     experiment.report(

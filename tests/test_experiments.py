@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import signal
 import subprocess
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, recipe, run_python
 
+import figures
 import paper
 import runs
+import thresholds
 import training
 from batch_size_sweep import batch_sizes, default_sizes
-from errors import UserError
-from experiments import duration, shortened
+from errors import BusyError, UserError
+from experiments import Row, duration, shortened, spread
 from objective import Objective
 from solutions import Solver, trajectories
 from warmstart import schedule
@@ -111,7 +114,7 @@ def test_batch_size_sweep_by_tasks(run, tmp_path):
 
 
 def test_warm_starts_killed_and_continued(run, tmp_path):
-    job = "warmstart.py", "--epochs=4", "--every=1", "--large_batch_epochs=2", SMALL
+    job = "warmstart.py", "--epochs=4", "--every=2", "--large_batch_epochs=2", SMALL
     process = subprocess.Popen(
         [sys.executable, *arguments(tmp_path, *job)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -125,18 +128,18 @@ def test_warm_starts_killed_and_continued(run, tmp_path):
         if path.name == "minimizer.weights.h5" and runs.Folder(path.parent).whole(*training.RESULT)
     }
     printed = run(*job)
-    assert len(trained) >= 6
-    assert "6 trainings (" in printed
+    assert len(trained) >= 5
+    assert "5 trainings (" in printed
     assert trained.items() <= stored_files(tmp_path).items()
-    name = FILES.format("warmstart", "e4-sb100-every1-le2-")
+    name = FILES.format("warmstart", "e4-sb100-every2-le2-")
     assert drawn(tmp_path, name)
     found = rows(tmp_path / "result" / f"{name}.csv")
     assert [(row["regime"], row["epochs"], row["warm_start_epochs"]) for row in found] == [
-        *(("SB", str(epoch), "") for epoch in (1, 2, 3, 4)),
+        *(("SB", str(epoch), "") for epoch in (1, 2, 4)),
         ("LB", "2", ""),
-        *(("warm-started LB", "2", str(epoch)) for epoch in (1, 2, 3, 4)),
+        *(("warm-started LB", "2", str(epoch)) for epoch in (1, 2, 4)),
     ]
-    assert [bool(row["sharpness_5e_4"]) for row in found] == [False] * 4 + [True] * 5
+    assert [bool(row["sharpness_5e_4"]) for row in found] == [False] * 3 + [True] * 4
     assert printed.count("Verdict: ") == 1
 
 
@@ -200,10 +203,11 @@ def test_a_solver_finds_what_others_measured_and_says_what_is_left(digits, tmp_p
     assert list(found) == [asked, asked.iterate(1)]
     end = training.stored(asked, digits, tmp_path)
     on_test = Objective(asked.build(digits), digits.x_test, digits.y_test).evaluate(end.weights)
-    assert found[asked].evaluation.test_accuracy == on_test.accuracy
-    assert [each.epsilon for each in found[asked].sharpness] == list(paper.EPSILONS)
+    assert found[asked].evaluation.result.test_accuracy == on_test.accuracy
+    assert [each.result.epsilon for each in found[asked].sharpness] == list(paper.EPSILONS)
+    assert found[asked].sharpness[0].provenance.command == solver.origin.command
     part = Objective(asked.build(digits), digits.x_train[:100], digits.y_train[:100])
-    assert found[asked].sharpness[0].loss == part.value(end.weights)
+    assert found[asked].sharpness[0].result.loss == part.value(end.weights)
     assert found[asked.iterate(1)].sharpness == []
 
     plan = solver.plan([asked, asked.iterate(1)], sharp=[asked])
@@ -214,6 +218,61 @@ def test_a_solver_finds_what_others_measured_and_says_what_is_left(digits, tmp_p
     assert (more.to_train, more.measured, more.measurements) == ({}, 1, 3)
     assert more.work == 2 * 15 * 1500
     assert Solver(digits, tmp_path, runs.provenance(), retrain=True).plan([asked]).to_train == {asked: 3000}
+
+
+def test_tasks_share_trainings(digits, tmp_path):
+    """Whatever recipes are a task's share, what leads to them is one training with all its iterates."""
+    small, large = recipe(digits, epochs=4), recipe(digits, batch_size=1500, epochs=2)
+    warm = dataclasses.replace(large, warm_start=small.iterate(1))
+    everything = [small.iterate(1), small.iterate(3), small, large, warm]
+    solver = Solver(digits, tmp_path, runs.provenance())
+    for mine, trainings in (
+        ([small.iterate(3)], {small: [1, 3, 4]}),
+        ([large], {large: [2]}),
+        ([warm], {small: [1, 3, 4], warm: [2]}),
+        ([], {}),
+    ):
+        plan = solver.plan(everything, [large, small], mine)
+        assert plan.trainings == trainings
+        assert plan.to_train == {longest: longest.epochs * 1500 for longest in trainings}
+        assert plan.measurements == len(mine) + 2 * (mine == [large])
+
+    plan = solver.plan(everything, [], [warm])
+    tried = []
+    with runs.lock(runs.folder(tmp_path, small)), pytest.MonkeyPatch.context() as patch:  # as if another trained it
+
+        def each(work, do):
+            for longest in work:
+                with pytest.raises(BusyError):
+                    do(longest, False)
+                tried.append(longest)
+            return {}
+
+        patch.setattr("solutions.tasks.each", each)
+        solver.solve(dataclasses.replace(plan, asked=[]))
+    assert tried == [small, warm]
+    assert not training.is_stored(small.iterate(1), tmp_path)
+
+
+def test_figures_show_what_is_resolved():
+    def row(batch, sharpness, warm=None):
+        return Row("", batch, 5, warm, 0, 1 / batch, 90.0, 0.3, 80 - batch / 100, sharpness, sharpness, 3.0)
+
+    none, some = [row(size, None) for size in (64, 128, 256)], [row(64, None), row(128, 2.0), row(256, 20.0)]
+    for rows in (none, some):
+        for figure in (
+            figures.batch_size_sweep(rows, thresholds.Place(128, 0, np.inf), "title"),
+            figures.sharpness_by_loss({"SB": none, "LB": rows}, "title"),
+            figures.warm_starts(rows, [row(128, None, 1), row(128, rows[1].sharpness(1e-3), 2)], 80.0, none, "title"),
+        ):
+            figure.draw_without_rendering()
+
+
+def test_cells_of_several_trials():
+    assert spread([1.0]) == "1"
+    assert spread([1.0, 3.0]) == "2 ± 1.4"
+    assert spread([1.0, None, 3.0]) == "2 ± 1.4 (2 of 3)"
+    assert spread([None]) == "-"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +288,10 @@ def test_schedules(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "double", "double:0", "20", "20:", "20:64;30:128", "50:512", "60:512", "double:50"]
+    "text",
+    ["", "double", "double:0", "20", "20:", "20:64;30:128", "50:512", "60:512", "double:50", "20:256", "20:512,30:300"]
+    + ["double:" + "9" * 5000, "9" * 5000 + ":512"],
+    ids=range(13),
 )
 def test_schedules_that_are_none(text):
     with pytest.raises(UserError, match="--schedule"):
@@ -241,7 +303,7 @@ def test_batch_sizes():
     assert default_sizes(50_000)[-2:] == [16384, 25_000]
     assert default_sizes(100) == [50]
     assert batch_sizes(["512", " 64", "512"], 1000) == [64, 512]
-    for wrong in (["64", "many"], ["0"], ["-3"], ["1.5"], [""]):
+    for wrong in (["64", "many"], ["0"], ["-3"], ["1.5"], [""], ["9" * 5000]):
         with pytest.raises(UserError, match="--batch_sizes needs whole numbers above 0"):
             batch_sizes(wrong, 1000)
 

@@ -88,6 +88,21 @@ def test_a_killed_warm_start_continues_without_its_origin(digits, tmp_path):
     np.testing.assert_array_equal(train(asked, digits, tmp_path / "killed").weights, whole.weights)
 
 
+def test_retraining_a_stopped_warm_start_begins_at_its_origin_as_it_is_now(digits, tmp_path):
+    asked = recipe(digits, epochs=1, warm_start=recipe(digits, epochs=1))
+
+    def stop(_, note):
+        raise StoppedError
+
+    train(asked.warm_start, digits, tmp_path)
+    with pytest.raises(StoppedError):
+        train(asked, digits, tmp_path, report=stop)
+    start = runs.folder(tmp_path, asked) / "start.weights.h5"
+    before = start.stat().st_mtime_ns
+    train(asked, digits, tmp_path, retrain=True)
+    assert start.stat().st_mtime_ns > before
+
+
 def test_a_schedule_changes_the_batch_and_nothing_else(digits, tmp_path):
     asked = recipe(digits, batch_size=700, epochs=3, schedule=((1, 1400), (2, 1500)), seed=3)
     found = train(asked, digits, tmp_path)
