@@ -195,7 +195,8 @@ class Experiment:
         plan = solver.plan(recipes, sharp, task.share(list(dict.fromkeys(recipes))))
         who = f"Task {task.index} of {task.count}: " if task.count > 1 else ""
         cost = f"; the rest takes about {duration(solver.seconds(plan))} here" if plan.work else ""
-        print(f"{who}{plan}{cost}.", flush=True)
+        if self.replicas.chief:
+            print(f"{who}{plan}{cost}.", flush=True)
         found = solver.solve(plan)
         if self.replicas.chief and task.count > 1:
             print(cli.collected_later(task, f"{len(found)} solutions", options.run_dir))

@@ -74,7 +74,9 @@ class Replicas:
 
     def total(self, function: Callable, *arguments) -> tf.Tensor:
         """Return the sum over all replicas of what `function(*arguments)` returns on each: a tensor, or several."""
-        return self.strategy.reduce("SUM", self.strategy.run(function, arguments), axis=None)
+        parts = self.strategy.run(function, arguments)
+        # One by one: machines cannot add tensors of different types together.
+        return tf.nest.map_structure(lambda part: self.strategy.reduce("SUM", part, axis=None), parts)
 
     def split(self, *batch: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Within a replica: return its part of each tensor of a batch, and what its samples count."""

@@ -170,7 +170,8 @@ def start_workers(tmp_path, *arguments):
     """Start the two workers of a cluster on this machine."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
-    command = [sys.executable, "plot_parametric_plot.py", "-n", "F1", "--dataset=digits", "--points=2", *folders]
+    part = ("--every=2", "--sharpness_samples=60", "--iterations=1")
+    command = [sys.executable, "training_curves.py", "-n", "F1", "--dataset=digits", *part, *folders]
     return [
         subprocess.Popen(
             [*command, *arguments],
@@ -183,15 +184,6 @@ def start_workers(tmp_path, *arguments):
         )
         for i in range(2)
     ]
-
-
-def curve(folder):
-    (path,) = folder.glob("*.csv")
-    return np.loadtxt(path, delimiter=",", skiprows=1)
-
-
-def checkpoints(folder):
-    return {path.name for path in (folder / "run").glob("F1*/checkpoint-*.npz")}
 
 
 def test_two_machines_end_where_two_replicas_of_one_do_also_after_one_died(tmp_path, run_split):
@@ -213,9 +205,10 @@ def test_two_machines_end_where_two_replicas_of_one_do_also_after_one_died(tmp_p
     workers = start_workers(tmp_path, *job)
     (out, chief_errors), (silence, errors) = (worker.communicate(timeout=240) for worker in workers)
     assert [worker.returncode for worker in workers] == [0, 0], chief_errors + errors
-    assert "Figure:" in out
+    assert "Figures:" in out
     assert silence == ""
-    assert len(list((tmp_path / "result").iterdir())) == 2
+    assert len(list((tmp_path / "result").iterdir())) == 3
+    assert len(list((tmp_path / "run" / "sharpness").glob("*.json"))) == 6, "of the start and both ends"
 
     model, name = network_zoo.get("F1").build(), "F1-digits-b150-e2-s0-*/minimizer.weights.h5"
     ours, theirs = (next(folder.glob(name)) for folder in (tmp_path / "run", run_split(2)[0] / "several"))
