@@ -186,7 +186,7 @@ def accuracy_threshold(sizes: np.ndarray, accuracies: np.ndarray, published: int
     if fit is None:
         found, verdict = f"{len(sizes)} trainings", TOO_FEW
     else:
-        found = f"up to {fit.place} {fit.before:.2f} %, then falling to {fit.after:.2f} %; p = {fit.p_value:.2g}"
+        found = f"{fit.before:.2f} % up to {fit.place}, {fit.after:.2f} % in the end; p = {fit.p_value:.2g}"
         if published:
             inside = fit.place.low <= published <= fit.place.high
             found += f"; the paper's threshold, about {published:,}, lies {'in' if inside else 'out'}side the interval"

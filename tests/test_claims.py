@@ -72,7 +72,7 @@ def test_the_verdict_on_a_threshold():
     decline, place = judged(broken_line(SIZES, 512, 0, -1.5), 500)
     assert decline.verdict == CONFIRMED
     assert place.at == 512
-    assert decline.found.startswith("up to 512 (95% interval 512 - 512) 80.00 %, then falling to 74.00 %")
+    assert decline.found.startswith("80.00 % up to 512 (95% interval 512 - 512), 74.00 % in the end; p = ")
     step, place = judged(np.where(SIZES <= 512, 80, 77.3) + 0.01 * np.cos(np.arange(8)), 600)
     assert step.verdict == CONFIRMED
     assert (place.at, place.overlaps(Place(900, 700, np.inf)), place.overlaps(Place(256, 0, 300))) == (512, True, False)
