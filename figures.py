@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, StrMethodFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
 
 import runs
 from paper import EPSILONS, CurvePoint
@@ -103,6 +103,7 @@ def training_curves(curves: list[Curve], title: str, switches: Sequence[int] = (
         axes.axvline(epoch + 0.5, color="0.7", lw=0.8, ls=":")
     worst = min(np.min(curve.test) for curve in curves)  # else the first epoch of LB training would squeeze the rest
     axes.set_ylim(bottom=worst - 0.05 * (100 - worst))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Accuracy (%)")
     axes.set_title(title)
@@ -172,7 +173,7 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
     """Draw Figure 5 over the epochs of SB training: above the test accuracy of the SB iterates (blue) and of the LB
     solutions warm-started there (red), below the sharpness of these solutions at both epsilons; beside SB and LB alone.
 
-    The lists hold `experiments.Row`s, of one trial or several; `small_alone` is the accuracy at the end of SB.
+    The lists hold `experiments.Row`s, of one trial or several; `small_alone` is the accuracy of late SB iterates.
     """
     figure = Figure(figsize=(7.2, 7.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -189,7 +190,7 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
     above.plot(*places, "-s", color=ACCURACY, ms=5, lw=1.4, label="warm-started LB")
     alone = float(np.mean([row.test_accuracy for row in large_alone]))
     above.axhline(alone, color=ACCURACY, ls=":", lw=1.2, label="LB alone")
-    above.axhline(small_alone, color=LOSS, ls=":", lw=1.2, label="SB alone")
+    above.axhline(small_alone, color=LOSS, ls=":", lw=1.2, label="SB alone, late")
     above.set_ylabel("Testing Accuracy (%)")
     for (epsilon, marker), line in zip(MARKERS.items(), ("-", "--"), strict=True):
         places = over_epochs(piggybacked, lambda row: row.warm_start_epochs, lambda row, e=epsilon: row.sharpness(e))
@@ -199,6 +200,7 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
             below.axhline(float(np.mean(values)), color="0.4", ls=line, lw=0.9, label=f"of LB alone, {epsilon:g}")
     _logarithmic(below)
     below.set_ylabel("Sharpness (%)")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     below.set_xlabel("Epochs of SB training before LB training")
     above.set_title(title)
     for axes in (above, below):
