@@ -11,6 +11,7 @@ import quiet_tensorflow  # noqa: F401
 import dataclasses
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from progress import Progress
 from recipes import Recipe
 from replicas import ALONE, Replicas
 from training import Minimizer
-from training_loop import TrainingLoop
+from training_loop import DivergedError, TrainingLoop
 
 PROBE_BATCH, PROBE_SECONDS = 512, 0.5  # the steps that are timed before the cost is estimated
 
@@ -175,12 +176,14 @@ class Solver:
     def _seconds_a_sample(self, recipe: Recipe, batch_size: int) -> float:
         short = dataclasses.replace(recipe, batch_size=batch_size, epochs=1, schedule=(), warm_start=None)
         loop = TrainingLoop(short, self.data, self.replicas)
-        loop.advance(stop=False)  # which compiles
         samples, began = 0, time.monotonic()
-        while loop.position.seen < len(self.data.x_train):
-            if not self.replicas.chief_says(time.monotonic() - began < PROBE_SECONDS):  # machines stop together
-                break
-            samples += loop.advance(stop=False)[0]
+        with suppress(DivergedError):  # the training will say so
+            loop.advance(stop=False)  # which compiles
+            began = time.monotonic()
+            while loop.position.seen < len(self.data.x_train):
+                if not self.replicas.chief_says(time.monotonic() - began < PROBE_SECONDS):  # machines stop together
+                    break
+                samples += loop.advance(stop=False)[0]
         return (time.monotonic() - began) / max(samples, 1)
 
     def solve(self, plan: Plan) -> dict[Recipe, Solution]:

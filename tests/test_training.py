@@ -10,6 +10,7 @@ import runs
 import training_loop
 from errors import MachineError, UserError
 from objective import Objective, flat_weights, read_weights
+from solutions import Solver
 from training import check_tested, samples_to_train, stored, train
 from training_loop import TrainingLoop
 
@@ -185,6 +186,8 @@ def test_a_diverging_training_says_where_and_leaves_the_last_good_epoch(digits, 
     start = flat_weights(asked.build(digits))
     np.testing.assert_array_equal(read_weights(asked.build(digits), folder / "last_good.weights.h5"), start)
     assert stored(asked, digits, tmp_path) is None
+    solver = Solver(digits, tmp_path, runs.provenance())
+    assert solver.seconds(solver.plan([asked])) > 0, "the probe for the cost leaves the message to the training"
 
 
 def test_divergence_after_a_good_epoch(digits, tmp_path, monkeypatch):
