@@ -72,7 +72,7 @@ def schedule(text: str, epochs: int, small: int, large: int) -> Schedule:
         raise UserError(f"--schedule {text} has no step, or one that does not lie within the {epochs} epochs.")
     sizes = [small, *(size for _, size in steps)]
     if any(size >= later for size, later in pairwise(sizes)):
-        raise UserError(f"--schedule {text} must make the batch grow with each step, from {small} on.")
+        raise UserError(f"--schedule {text} must make the batch grow with each step, beyond the small batch.")
     return tuple(steps)
 
 

@@ -139,7 +139,7 @@ FLAGS = [
     Case(WARM, DIGITS + "--schedule=fast", "must be like 20:1024,40:6000"),
     Case(WARM, DIGITS + "--schedule=double:100", "has no step"),
     Case(WARM, DIGITS + "--schedule=100:64", "does not lie within the 100 epochs"),
-    Case(WARM, DIGITS + "--schedule=10:0", "at least 1 sample, not 0"),
+    Case(WARM, DIGITS + "--schedule=10:0", "must make the batch grow"),
     Case(WARM, DIGITS + "--schedule=20:64,10:128", "must be above 0 and ascend"),
     Case(WARM, DIGITS + "--schedule=10:9999", "9,999 is larger than the training set of 1,500"),
     Case(WARM, DIGITS + "--schedule=double:10 --every=5", "--every is about warm starts"),
