@@ -103,7 +103,7 @@ def training_curves(curves: list[Curve], title: str, switches: Sequence[int] = (
         axes.axvline(epoch + 0.5, color="0.7", lw=0.8, ls=":")
     worst = min(np.min(curve.test) for curve in curves)  # else the first epoch of LB training would squeeze the rest
     axes.set_ylim(bottom=worst - 0.05 * (100 - worst))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Accuracy (%)")
     axes.set_title(title)
@@ -200,7 +200,7 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
             below.axhline(float(np.mean(values)), color="0.4", ls=line, lw=0.9, label=f"of LB alone, {epsilon:g}")
     _logarithmic(below)
     below.set_ylabel("Sharpness (%)")
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    below.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     below.set_xlabel("Epochs of SB training before LB training")
     above.set_title(title)
     for axes in (above, below):
