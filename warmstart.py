@@ -15,7 +15,6 @@ with one --run_dir share the work.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -119,17 +118,13 @@ def grow(experiment: Experiment) -> None:
         for regime, those in histories.items()
     ]
 
-    def means(value: Callable[[Row], float]) -> dict[str, float]:
-        return {regime: float(np.mean([value(row) for row in those])) for regime, those in rows.items()}
-
-    resolved = [
-        epsilon
+    sharpness = {
+        epsilon: {regime: float(experiments.sharpness(those, epsilon).mean()) for regime, those in rows.items()}
         for epsilon in paper.EPSILONS
-        if None not in [row.sharpness(epsilon) for those in rows.values() for row in those]
-    ]
+    }
     judged = claims.switching(
         {curve.label: curve.test for curve in curves},
-        {epsilon: means(lambda row, epsilon=epsilon: row.sharpness(epsilon)) for epsilon in resolved},
+        {epsilon: values for epsilon, values in sharpness.items() if not np.isnan(list(values.values())).any()},
     )
     name = experiment.name("schedule", (re.sub("[:,]", "-", options.schedule), True))
     what = f"Growing batches ({options.schedule}), {options.epochs} epochs"
