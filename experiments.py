@@ -125,10 +125,11 @@ class Experiment:
     def begin(cls, options: flags.FlagValues) -> Experiment:
         """Check the flags that all experiments share, load the data and choose the devices."""
         cli.check_network(options)
-        task, origin = cli.task(options), runs.provenance()
+        task = cli.task(options)
         import network_zoo
         import replicas
 
+        origin = runs.provenance()
         network = network_zoo.get(options.network)
         runs.check_writable(options.figure_dir, options.result_dir, options.run_dir)
         devices = replicas.choose(options.strategy)

@@ -11,6 +11,7 @@ import quiet_tensorflow  # noqa: F401
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import keras
@@ -95,9 +96,9 @@ class Dropout(keras.layers.Layer):
         if not training:
             return x
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        fold_in = tf.random.experimental.stateless_fold_in
+        fold_in = partial(tf.random.experimental.stateless_fold_in, alg="philox")  # whatever the device or compiler
         key = fold_in(fold_in(tf.constant([self.seed, 0], tf.int64), self.step), replica)
-        keep = tf.random.stateless_uniform(tf.shape(x), key) >= self.rate
+        keep = tf.random.stateless_uniform(tf.shape(x), key, alg="philox") >= self.rate
         return tf.where(keep, x / (1 - self.rate), tf.zeros([], x.dtype))
 
     def get_config(self):

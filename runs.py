@@ -31,6 +31,8 @@ from filelock import FileLock, SoftFileLock, Timeout
 from errors import BusyError, MachineError, UserError
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy")
+ENVIRONMENT = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "TF_XLA_FLAGS", "XLA_FLAGS")
+INSTRUCTION_SETS = ("avx", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "sve2")
 SUMS = "SHA256SUMS"
 TEMPORARY = r"\.[0-9a-f]{8}\."  # before the name of a file that is being written
 
@@ -41,7 +43,9 @@ log = logging.getLogger("large_batch_training")  # what a user should know and n
 class Provenance:
     """Where a result came from: what computed it, from which commit, when (UTC) and in how many seconds.
 
-    `earlier` are other commands, commits or machines, in the same terms, that the same training was begun with.
+    `threads` is the number that TensorFlow shares an operation among, `environment` what is set of the variables that
+    choose its kernels. `earlier` are other commands, commits or machines, in the same terms, that the same training was
+    begun with.
     """
 
     command: str
@@ -52,6 +56,19 @@ class Provenance:
     finished: str = ""
     wall_seconds: float = 0.0
     earlier: list[dict] = dataclasses.field(default_factory=list)
+    processor: str = ""
+    threads: int = 0
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def differences(self, other: "Provenance") -> list[str]:
+        """Say what differs from another process, as far as it is known, of all that a training's bits depend on."""
+        ours, theirs = (
+            {"processor": each.processor, "threads": each.threads} | each.environment | each.packages
+            for each in (self, other)
+        )
+        return [
+            f"{name} {ours.get(name)} instead of {was}" for name, was in theirs.items() if was and was != ours.get(name)
+        ]
 
     def after(self, wall_seconds: float) -> "Provenance":
         """Return the provenance of a result that is finished now and took `wall_seconds`."""
@@ -60,14 +77,36 @@ class Provenance:
 
 
 def provenance() -> Provenance:
-    """Describe the running process; asked at its start, since the checkout may move on while it runs."""
+    """Describe the running process; asked for at its start, as the checkout may move on, but after TensorFlow's."""
     return Provenance(
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         commit=_commit(),
         python=platform.python_version(),
         packages={name: _version(name) for name in PACKAGES},
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        processor=_processor(),
+        threads=_threads(),
+        environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     )
+
+
+def _processor() -> str:
+    """The processor's model and those of its instruction sets that choose TensorFlow's kernels."""
+    known = {}
+    with suppress(OSError):  # Linux only
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        known = {name.strip(): value.strip() for name, _, value in lines}
+    present = known.get("flags", known.get("Features", "")).split()
+    model = known.get("model name") or platform.processor() or platform.machine()
+    return " ".join([model, *(name for name in INSTRUCTION_SETS if name in present)])
+
+
+def _threads() -> int:
+    """The threads of TensorFlow's pool: as many as the cores that this process may use, unless the user chose."""
+    if (chosen := os.environ.get("TF_NUM_INTRAOP_THREADS", "")).isdecimal() and int(chosen):
+        return int(chosen)
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _version(package: str) -> str:

@@ -204,6 +204,12 @@ def _train(
     if loop.epoch:
         test_history = _tested(loop.position.history)
     start = read_weights(recipe.build(data), folder.path / START)
+    if loop.position.origins and (changed := origin.differences(loop.position.origins[-1])):
+        runs.log.warning(
+            "%s was begun elsewhere and continues with %s: it will not end at the same bits.",
+            recipe.name,
+            ", ".join(changed),
+        )
     if origin not in loop.position.origins:
         loop.position.origins.append(origin)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 BLOCK = 4096  # samples trained at most between two looks at the clock and at signals
 PACE = 1.0  # seconds that should not pass between them
+COMPILED_BATCH = 512  # samples up to which a step without convolutions is at least 10 % faster when compiled by XLA
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ class TrainingLoop:
         self.x = tf.constant(data.x_train)
         self.y = tf.constant(data.y_train.astype(np.int32))
         self._recomputing = recomputes(self.model, max(recipe.batch_sizes), replicas)
+        convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in self.model.layers)
+        self._compilable = replicas.count == 1 and not convolves and not self._recomputing
+        self._compiled_step = tf.function(self._step, jit_compile=True, autograph=False)
         self._order = (-1, tf.zeros(0, tf.int32))  # of which epoch, and which
         self._block = 1
 
@@ -119,7 +123,8 @@ class TrainingLoop:
             order = np.random.default_rng([self.recipe.seed, self.epoch]).permutation(samples)
             self._order = self.epoch, tf.constant(order.astype(np.int32))
         numbers = (tf.constant(number, tf.int64) for number in (batch, step, count, at.steps))
-        sums = self._steps(self._order[1], *numbers, tf.constant(float(stop))).numpy()
+        compiled = self._compilable and batch <= COMPILED_BATCH
+        sums = self._steps(self._order[1], *numbers, tf.constant(float(stop)), compiled).numpy()
         if not (finite := np.isfinite(sums).all(axis=1)).all():
             raise DivergedError(f"in epoch {self.epoch + 1}, step {step + int(np.argmin(finite)) + 1}")
         for loss, correct, _ in sums.tolist():  # one by one, so that they do not depend on the block
@@ -150,18 +155,19 @@ class TrainingLoop:
         at.wall_seconds += time.monotonic() - began
 
     @tf.function
-    def _steps(self, order, batch, first, count, steps_before, stop):
+    def _steps(self, order, batch, first, count, steps_before, stop, compiled):
         """Take `count` steps from step `first` of an epoch on, whose samples are in `order`, after `steps_before`.
 
         Returns (count, 3) sums: of losses, of correct answers, and of what the machines say of stopping.
         """
+        step = self._compiled_step if compiled else self._step
         sums = tf.TensorArray(tf.float32, size=tf.cast(count, tf.int32), element_shape=(3,))
         for i in tf.range(count):
             network_zoo.set_dropout_step(self.model, steps_before + i)
             chosen = order[(first + i) * batch : (first + i + 1) * batch]
             # Gathered here, so that a replica's device receives a batch and not the whole data set.
             x, y = tf.gather(self.x, chosen), tf.gather(self.y, chosen)
-            sums = sums.write(tf.cast(i, tf.int32), self.replicas.total(self._step, x, y, stop))
+            sums = sums.write(tf.cast(i, tf.int32), self.replicas.total(step, x, y, stop))
         return sums.stack()
 
     def _step(self, x, y, stop):

@@ -1,0 +1,104 @@
+"""The long runs of the reproduction: the commands whose results are in results/, in the order of their importance.
+
+Runs what is not done yet, one command after the other, and says what is done, running and left. A command is done when
+results/ holds what it wrote. Each may be stopped or killed at any time and continues when this one is started again.
+
+    nice -n 19 python campaign.py
+    python campaign.py --list
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+import cli
+from errors import Interrupted, MachineError
+
+ROOT = Path(__file__).parent
+COMMANDS = (
+    # F1, five seeds: Tables 2, 3 and 4, Figures 2, 3, 6 and 7, distances
+    "training_curves.py -n F1 --trials 5",
+    "plot_parametric_plot.py -n F1",
+    "plot_parametric_plot.py -n F1 --curve curvilinear",
+    *(f"sharpness.py -n F1 --seed {seed} --trials 5" for seed in range(5)),
+    # C1, the same with one seed
+    "training_curves.py -n C1 --sharpness_samples 5000",
+    "plot_parametric_plot.py -n C1",
+    "plot_parametric_plot.py -n C1 --curve curvilinear",
+    "sharpness.py -n C1 --space full",
+    "sharpness.py -n C1 --space random --trials 5",
+    # C1, two more seeds
+    *(
+        f"{script} --seed {seed}"
+        for seed in (1, 2)
+        for script in ("plot_parametric_plot.py -n C1 --test_history", "sharpness.py -n C1 --space full")
+    ),
+    # C1: Figures 4 and 5
+    "batch_size_sweep.py -n C1 --epochs 20 --batch_sizes 64,256,512,1024,2048,5000 --sharpness_samples 5000",
+    "warmstart.py -n C1 --epochs 20 --every 4 --sharpness_samples 5000",
+    # C2
+    "plot_parametric_plot.py -n C2 --epochs 40 --test_history",
+    "sharpness.py -n C2 --epochs 40 --space full --eps 5e-4",
+    # F1: Figures 4 and 5, a batch that grows
+    "batch_size_sweep.py -n F1 --trials 3",
+    "warmstart.py -n F1",
+    "warmstart.py -n F1 --schedule double:10",
+)
+
+
+def define_flags() -> None:
+    """Define this script's flag."""
+    flags.DEFINE_boolean("list", False, "Only say what is done and what is left.", module_name="Campaign")
+
+
+def done(results: Path) -> dict[str, float]:
+    """Return the commands whose results are there, with the seconds that each took when it was last run."""
+    origins = [json.loads(path.read_text()).get("provenance") for path in results.glob("*.json")]
+    return {origin["command"]: origin["wall_seconds"] for origin in origins if origin}
+
+
+def show(seconds: dict[str, float], running: str | None) -> None:
+    """Print a line for each command: done and how long it took, running, or left."""
+    for command in COMMANDS:
+        state = "running" if command == running else "left"
+        if command in seconds:
+            state = f"{seconds[command] / 60:.1f} min"
+        print(f"{state:>10}  {command}", flush=True)
+
+
+def run(command: str) -> int:
+    """Run a command to its end, and pass a signal on to it that ends this process; return its exit code."""
+    process = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, start_new_session=True)
+    try:
+        return process.wait()
+    except Interrupted:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
+
+
+def main(options: flags.FlagValues) -> None:
+    """Run what is left; raises `MachineError` for commands that fail, after all others."""
+    failed = []
+    for command in COMMANDS:
+        seconds = done(ROOT / "results")
+        if command in seconds or options.list:
+            continue
+        show(seconds, command)
+        print(f"\n{time.strftime('%F %T')}  python {command}", flush=True)
+        if run(command):
+            failed.append(command)
+    show(done(ROOT / "results"), None)
+    if failed:
+        raise MachineError(f"These commands failed: {'; '.join(failed)}.")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, __doc__)
