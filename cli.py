@@ -216,6 +216,7 @@ def recipes(options: flags.FlagValues, network: Network, data: DataSet) -> tuple
             epochs=options.epochs,
             seed=options.seed,
             definition=options.definition,
+            architecture=network.architecture(options.definition),
             precision=options.precision,
         ).check(data)
         for batch_size in (small, large)

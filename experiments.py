@@ -166,6 +166,7 @@ class Experiment:
             epochs=self.options.epochs if epochs is None else epochs,
             seed=seed,
             definition=self.options.definition,
+            architecture=self.network.architecture(self.options.definition),
             precision=self.options.precision,
             **settings,
         ).check(self.data)

@@ -57,6 +57,7 @@ class SharpnessMeasurement:
     trial: int | None = None
     scale: float = SCALE
     samples: int | None = None
+    architecture: str = ""
 
     @property
     def name(self) -> str:
@@ -112,6 +113,7 @@ class EvaluationMeasurement:
     dataset: str
     data_digest: str
     weights_digest: str
+    architecture: str = ""
 
     @property
     def name(self) -> str:
@@ -141,6 +143,7 @@ class CurvatureMeasurement:
     samples: int
     dimension: int
     manifold: str
+    architecture: str = ""
 
     @property
     def name(self) -> str:

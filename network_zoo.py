@@ -2,9 +2,10 @@
 
 `python network_zoo.py` prints the table of networks. Each exists in two definitions where the two differ:
 
-- "repository", the code the authors released: C1/C3 convolve with stride 1; C2/C4 drop 30-40 % between convolutions
-  and 50 % before and after the dense layer.
-- "paper", Appendix B: C1/C3 convolve with stride 2; C2/C4 drop only at the dense layer.
+- "repository", the code the authors released, as Keras 1 ran it with Theano: C1/C3 convolve with stride 1; C2/C4 drop
+  30-40 % between convolutions and 50 % before and after the dense layer; all pool with a border of one pixel before the
+  first row and column (and one after the last, where the window is of three).
+- "paper", Appendix B: C1/C3 convolve with stride 2; C2/C4 drop only at the dense layer; all pool as TensorFlow does.
 """
 
 import quiet_tensorflow  # noqa: F401
@@ -192,8 +193,16 @@ class _Parts:
         convolution = keras.layers.Conv2D(filters, size, strides=stride, padding="same", **self._kernel())
         return [convolution, *self._activation()]
 
-    def pool(self, size: int) -> list[keras.layers.Layer]:
-        return [keras.layers.MaxPooling2D(size, strides=2, padding="same", dtype=self.dtype)]
+    def pool(self, size: int, definition: str) -> list[keras.layers.Layer]:
+        """Pooling with stride 2 to half of the rows and columns, rounded up.
+
+        Theano pads before the first row and column, too, so that windows begin at -1, and drops what is left over. The
+        zeros stand for nothing, as all inputs are outputs of a ReLU.
+        """
+        if definition == "paper":
+            return [keras.layers.MaxPooling2D(size, strides=2, padding="same", dtype=self.dtype)]
+        border = keras.layers.ZeroPadding2D(((1, size - 2),) * 2, dtype=self.dtype)
+        return [border, keras.layers.MaxPooling2D(size, strides=2, dtype=self.dtype)]
 
     def drop(self, rate: float) -> list[keras.layers.Layer]:
         return [Dropout(rate, next(self.seeds), dtype=self.dtype)]
@@ -222,9 +231,9 @@ def shallow_convolutional(parts: _Parts, definition: str) -> list[keras.layers.L
     stride = 1 if definition == "repository" else 2
     return [
         *parts.conv(64, 5, stride),
-        *parts.pool(3),
+        *parts.pool(3, definition),
         *parts.conv(64, 5, stride),
-        *parts.pool(3),
+        *parts.pool(3, definition),
         *parts.flatten(),
         *parts.dense(384),
         *parts.drop(0.5),
@@ -242,7 +251,7 @@ def deep_convolutional(parts: _Parts, definition: str) -> list[keras.layers.Laye
             layers += parts.conv(filters, 3)
             if regularized and i < convolutions - 1:
                 layers += parts.drop(0.3 if filters == 64 else 0.4)
-        layers += parts.pool(2)
+        layers += parts.pool(2, definition)
     layers += parts.flatten()
     if regularized:
         layers += parts.drop(0.5)
@@ -266,6 +275,13 @@ class Network:
     def large_batch(self, train_size: int) -> int:
         """10 % of the training set (section 2.2)."""
         return max(1, train_size // 10)
+
+    def architecture(self, definition: str) -> str:
+        """Return what tells this network from others that had its name and definition, "" for the first of them.
+
+        The repository definition pooled as TensorFlow does before it pooled as Theano does.
+        """
+        return "theano-pooling" if definition == "repository" and len(self.input_shape) == 3 else ""
 
     def build(
         self, definition: str = "repository", classes: int | None = None, seed: int = 0, precision: str = "float32"

@@ -68,6 +68,7 @@ class PointMeasurement:
     large_digest: str
     curve: str
     alpha: float
+    architecture: str = ""
 
     @property
     def name(self) -> str:
@@ -219,6 +220,7 @@ def main(options: flags.FlagValues) -> None:
         PointMeasurement(
             network=network.name,
             definition=options.definition,
+            architecture=network.architecture(options.definition),
             dataset=data.name,
             data_digest=data.digest,
             small_digest=measurements.digest(x_small),

@@ -22,7 +22,8 @@ class Recipe:
     A training of k epochs is the beginning of every longer one, so the iterate after epoch k is the minimizer of the
     recipe with `epochs` k; with 0 epochs it is the starting point. `schedule` lists (finished epochs, batch size): from
     there on the batch size is another, in the same training. `warm_start` is the recipe at whose minimizer this
-    training starts, with a fresh optimizer; by default it starts where the seed says.
+    training starts, with a fresh optimizer; by default it starts where the seed says. `architecture` is that of
+    `network_zoo.Network`.
     """
 
     network: str
@@ -36,6 +37,7 @@ class Recipe:
     learning_rate: float = 1e-3
     schedule: tuple[tuple[int, int], ...] = ()
     warm_start: Recipe | None = None
+    architecture: str = ""
 
     def __post_init__(self):
         network_zoo.get(self.network)
@@ -53,7 +55,7 @@ class Recipe:
             raise UserError(f"The epochs of a schedule must be above 0 and ascend, not {switches}.")
         if self.warm_start and any(
             getattr(self.warm_start, name) != getattr(self, name)
-            for name in ("network", "definition", "dataset", "data_digest")
+            for name in ("network", "definition", "architecture", "dataset", "data_digest")
         ):
             raise UserError("A training can start only at a minimizer of the same network and data.")
 

@@ -153,6 +153,7 @@ def wanted(options: flags.FlagValues, data: DataSet, recipe: Recipe, samples: in
     common = dict(
         network=recipe.network,
         definition=recipe.definition,
+        architecture=recipe.architecture,
         dataset=data.name,
         data_digest=data.digest,
         weights_digest="",

@@ -253,6 +253,7 @@ class Solver:
         common = dict(
             network=recipe.network,
             definition=recipe.definition,
+            architecture=recipe.architecture,
             dataset=self.data.name,
             data_digest=self.data.digest,
             weights_digest=weights,

@@ -42,6 +42,31 @@ def test_dropout_of_deep_networks_by_definition(name):
     assert rates("paper") == [0.5]
 
 
+def pooled(x: np.ndarray, size: int) -> np.ndarray:
+    """Theano's pooling with stride 2: a border of one, ceil(n / 2) windows a side, the first of which begins at -1."""
+    half = -(-x.shape[1] // 2)
+    bordered = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows = [bordered[:, 2 * i : 2 * i + size].max(axis=1) for i in range(half)]
+    columns = [[row[:, 2 * j : 2 * j + size].max(axis=1) for j in range(half)] for row in rows]
+    return np.array(columns).transpose(2, 0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "pixels"), [("C1", 3, 32), ("C1", 3, 7), ("C2", 2, 32), ("C2", 2, 5), ("C2", 2, 2)]
+)
+def test_the_repository_definition_pools_as_theano_does(name, size, pixels):
+    x = np.maximum(0, np.random.default_rng(0).normal(size=(3, pixels, pixels, 4))).astype(np.float32)
+    layers = network_zoo.get(name).build("repository").layers
+    place = next(i for i, layer in enumerate(layers) if isinstance(layer, keras.layers.MaxPooling2D))
+    np.testing.assert_array_equal(layers[place](layers[place - 1](x)), pooled(x, size))
+    if (size, pixels) == (2, 2):
+        np.testing.assert_array_equal(pooled(x, size)[:, 0, 0], x[:, 0, 0])
+    (tensorflows,) = {
+        type(layer): layer for layer in network_zoo.get(name).build("paper").layers if "pool" in layer.name
+    }.values()
+    assert not np.array_equal(tensorflows(x), pooled(x, size)) or pixels % 2
+
+
 @pytest.mark.parametrize("name", ["F1", "C1", "C3"])
 def test_output_is_logits(name):
     network = network_zoo.get(name)

@@ -5,6 +5,7 @@ import pytest
 from conftest import StoppedError, recipe
 from test_training import adam_by_hand
 
+import network_zoo
 import runs
 from errors import UserError
 from objective import flat_weights
@@ -49,6 +50,17 @@ def test_retraining_replaces_the_iterates_too(digits, tmp_path):
     before = (folder / "SHA256SUMS").stat().st_mtime_ns
     train(asked, digits, tmp_path, keep=(1,), retrain=True)
     assert (folder / "SHA256SUMS").stat().st_mtime_ns > before
+
+
+def test_runs_of_a_network_that_was_built_otherwise_are_not_found(color_digits, tmp_path):
+    """As those of the repository definition before it pooled as Theano does; F1, which does not pool, keeps its own."""
+    for name in ("C1", "C2"):
+        network = network_zoo.get(name)
+        settings = {"network": name, "definition": "repository"}
+        new = recipe(color_digits, **settings, architecture=network.architecture("repository"))
+        assert runs.folder(tmp_path, new) != runs.folder(tmp_path, recipe(color_digits, **settings))
+        assert network.architecture("paper") == ""
+    assert network_zoo.get("F1").architecture("repository") == ""
 
 
 def test_no_epochs_lead_to_the_starting_point(digits, tmp_path):

@@ -76,15 +76,24 @@ for samples in (3, 202):  # fewer than the replicas may be; two chunks of 101, w
         relative(ours, theirs) for ours, theirs in zip(*(measured(each, flat_weights(smooth)) for each in pair))
     ]
 
-def trained(replicas, name, network="F1", data=flat, **settings):
-    recipe = Recipe(network, "digits", data.digest, **({"batch_size": 150, "epochs": 2, "seed": 0} | settings))
-    return train(recipe, data, f"{sys.argv[1]}/{name}", replicas=replicas)
+def tanh_layers(parts, definition):
+    units = [parts.dense(64)[:2] for _ in range(3)]
+    return [layer for unit in units for layer in (*unit, layers.Activation("tanh"))]
 
-one, several = trained(ALONE, "one"), trained(split, "several")
-found["training"] = relative(several.weights - one.start, one.weights - one.start)
+network_zoo.NETWORKS["smooth"] = network_zoo.Network("smooth", tanh_layers, "digits", (784,), 10)
+
+def trained(replicas, name, network="smooth", **settings):
+    recipe = Recipe(network, "digits", flat.digest, **({"batch_size": 150, "epochs": 2, "seed": 0} | settings))
+    return train(recipe, flat, f"{sys.argv[1]}/{name}", replicas=replicas)
+
+found["machine"] = trained(split, "several", "F1").provenance.machine
+one, several = trained(ALONE, "smooth1"), trained(split, "smooth")
+model = network_zoo.get("smooth").build()
+# A bias before batch normalisation has no gradient: ADAM makes steps of what rounding leaves of it.
+biases = [v.name == "bias" for v in model.trainable_variables[:-1]] + [False]
+felt = ~np.repeat(biases, [np.prod(v.shape) for v in model.trainable_variables])
+found["training"] = relative((several.weights - one.start)[felt], (one.weights - one.start)[felt])
 found["losses"] = [minimizer.history[-1].train_loss for minimizer in (several, one)]
-found["machine"] = several.provenance.machine
-model = network_zoo.get("F1").build()
 found["sharpness"] = [
     sharpness(Objective(model, flat.x_train, flat.y_train, replicas=each), one.weights, 1e-3).value
     for each in (split, ALONE)
@@ -132,16 +141,17 @@ def test_value_gradient_and_curvature_of_split_chunks(split, samples):
 
 
 def test_twenty_steps_of_split_training(split):
-    """Rounding may put an activation on the other side of a ReLU's kink, and ADAM makes much of little."""
-    assert split["training"] < 0.03
+    """In a smooth network, since rounding may put an activation on the other side of a ReLU's kink. Then only rounding
+    differs, 6e-8 of a number, which twenty steps make larger."""
+    assert split["training"] < 1e-4
     ours, theirs = split["losses"]
-    assert ours == pytest.approx(theirs, rel=0.01)
+    assert ours == pytest.approx(theirs, rel=1e-5)
     assert f"{split['count']} replicas" in split["machine"]
 
 
 def test_sharpness_over_replicas(split):
     ours, theirs = split["sharpness"]
-    assert ours == pytest.approx(theirs, rel=0.01)
+    assert ours == pytest.approx(theirs, rel=1e-3)
 
 
 def test_a_last_batch_of_fewer_samples_than_replicas(run_split):
