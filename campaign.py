@@ -14,20 +14,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from absl import flags
-
-import cli
-from errors import Interrupted, MachineError
+from large_batch import cli
+from large_batch.errors import Interrupted, MachineError
 
 ROOT = Path(__file__).parent
 COMMANDS = (
     # F1, five seeds: Tables 2, 3 and 4, Figures 2, 3, 6 and 7, distances
-    "training_curves.py -n F1 --trials 5",
     "plot_parametric_plot.py -n F1",
     "plot_parametric_plot.py -n F1 --curve curvilinear",
     *(f"sharpness.py -n F1 --seed {seed} --trials 5" for seed in range(5)),
+    "training_curves.py -n F1 --trials 5",
     # C1, the same with one seed
     "training_curves.py -n C1 --sharpness_samples 5000",
     "plot_parametric_plot.py -n C1",
@@ -38,13 +37,13 @@ COMMANDS = (
     *(
         f"{script} --seed {seed}"
         for seed in (1, 2)
-        for script in ("plot_parametric_plot.py -n C1 --test_history", "sharpness.py -n C1 --space full")
+        for script in ("plot_parametric_plot.py -n C1", "sharpness.py -n C1 --space full")
     ),
     # C1: Figures 4 and 5
     "batch_size_sweep.py -n C1 --epochs 20 --batch_sizes 64,256,512,1024,2048,5000 --sharpness_samples 5000",
     "warmstart.py -n C1 --epochs 20 --every 4 --sharpness_samples 5000",
     # C2
-    "plot_parametric_plot.py -n C2 --epochs 40 --test_history",
+    "plot_parametric_plot.py -n C2 --epochs 40",
     "sharpness.py -n C2 --epochs 40 --space full --eps 5e-4",
     # F1: Figures 4 and 5, a batch that grows
     "batch_size_sweep.py -n F1 --trials 3",
@@ -53,9 +52,11 @@ COMMANDS = (
 )
 
 
-def define_flags() -> None:
-    """Define this script's flag."""
-    flags.DEFINE_boolean("list", False, "Only say what is done and what is left.", module_name="Campaign")
+@dataclass(frozen=True)
+class Settings:
+    """The flag."""
+
+    list: bool = cli.setting(False, "Only say what is done and what is left.", group="Campaign")
 
 
 def done(results: Path) -> dict[str, float]:
@@ -75,7 +76,8 @@ def show(seconds: dict[str, float], running: str | None) -> None:
 
 def run(command: str) -> int:
     """Run a command to its end, and pass a signal on to it that ends this process; return its exit code."""
-    process = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, start_new_session=True)
+    # A group of its own, as the terminal's Ctrl-C shall reach it once; not a session, which would lose the niceness.
+    process = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, process_group=0)
     try:
         return process.wait()
     except Interrupted:
@@ -84,12 +86,12 @@ def run(command: str) -> int:
         raise
 
 
-def main(options: flags.FlagValues) -> None:
+def main(settings: Settings) -> None:
     """Run what is left; raises `MachineError` for commands that fail, after all others."""
     failed = []
     for command in COMMANDS:
         seconds = done(ROOT / "results")
-        if command in seconds or options.list:
+        if command in seconds or settings.list:
             continue
         show(seconds, command)
         print(f"\n{time.strftime('%F %T')}  python {command}", flush=True)
@@ -101,4 +103,4 @@ def main(options: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, __doc__)
+    cli.run(main, Settings, __doc__)

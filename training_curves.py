@@ -12,109 +12,75 @@ Trainings, iterates and measurements are kept and reused, and several processes 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from absl import flags
 
-import cli
-import experiments
-import paper
-import runs
-from experiments import Experiment, Row
+from large_batch import cli, paper
+from large_batch.cli import setting
 
-EVERY = 10
+if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from large_batch.experiment import Experiment
+    from large_batch.training import Recipe
 
 
-@dataclass(frozen=True)
-class EpochRow:
-    """A row of the -epochs.csv file: an epoch of a training, the training set as seen while the weights moved."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(cli.PairSettings, cli.TrialSettings):
+    """The flags."""
 
-    regime: str
-    seed: int
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    every: int = setting(10, "Epochs between iterates whose sharpness is measured.", "every{}", least=1)
 
 
-def define_flags() -> None:
-    """Define this script's flags, in the order in which --help shows their groups."""
-    experiments.define_flags()
-    flags.DEFINE_integer(
-        "every", EVERY, "Epochs between iterates whose sharpness is measured.", lower_bound=1, module_name="Experiment"
-    )
-    cli.define_machine_flags()
-    cli.define_folder_flags()
-
-
-def main(options: flags.FlagValues) -> None:
-    """Train, measure, print the claims, write the results and draw the figures."""
-    experiment = Experiment.begin(options)
-    import claims
-    import figures
-    import training
-
-    pairs = [
-        {
-            regime: experiment.recipe(batch_size, seed)
-            for regime, batch_size in zip(("SB", "LB"), experiment.batch_sizes, strict=True)
-        }
-        for seed in experiment.seeds
+def epoch_rows(experiment: Experiment, ends: dict[str, list[Recipe]]) -> list[dict]:
+    """Return the rows of the -epochs.csv file: an epoch each, the training set as seen while the weights moved."""
+    return [
+        {"regime": regime, "seed": recipe.seed} | vars(epoch)
+        for regime, recipes in ends.items()
+        for recipe in recipes
+        for epoch in experiment.history(recipe)
     ]
-    ends = [recipe for pair in pairs for recipe in pair.values()]
-    kept = sorted({*range(0, options.epochs, options.every), options.epochs})
-    iterates = {regime: [recipe.iterate(epoch) for epoch in kept] for regime, recipe in pairs[0].items()}
-    sharp = [recipe for those in iterates.values() for recipe in those]
-    solutions = experiment.solve([*sharp, *ends], sharp, tested=ends)
+
+
+def main(settings: Settings) -> None:
+    """Train, measure, print the claims, write the results and draw the figures."""
+    settings.check()
+    import network_zoo
+    from large_batch import claims, figures
+    from large_batch.experiment import Experiment, sharpness_array
+
+    # Recipes
+    experiment = Experiment.begin(settings, network_zoo.get)
+    settings = experiment.settings
+    batches = {"SB": settings.small_batch, "LB": settings.large_batch}
+    ends = {regime: [experiment.recipe(size, seed) for seed in settings.seeds] for regime, size in batches.items()}
+    kept = sorted({*range(0, settings.epochs, settings.every), settings.epochs})
+    iterates = {regime: [recipes[0].at_epoch(epoch) for epoch in kept] for regime, recipes in ends.items()}
+    # Run
+    sharp = [recipe for group in iterates.values() for recipe in group]
+    regimes = {regime: [*iterates[regime], *recipes[1:]] for regime, recipes in ends.items()}
+    solutions = experiment.solve(regimes, sharp, tested=[recipe for group in ends.values() for recipe in group])
     if solutions is None:
         return
-
-    epochs = [
-        EpochRow(regime, recipe.seed, row.epoch, row.train_loss, row.train_accuracy, row.test_loss, row.test_accuracy)
-        for pair in pairs
-        for regime, recipe in pair.items()
-        for row in training.position(recipe, options.run_dir).history
-    ]
-
-    def curves(regime: str, column: str) -> list[list[float]]:
-        return [
-            [getattr(row, column) for row in epochs if (row.regime, row.seed) == (regime, seed)]
-            for seed in experiment.seeds
-        ]
-
-    tests = [curves(regime, "test_accuracy") for regime in ("SB", "LB")]
-    rows = {regime: [Row.of(regime, solutions[recipe]) for recipe in those] for regime, those in iterates.items()}
-    others = [Row.of(regime, solutions[recipe]) for pair in pairs[1:] for regime, recipe in pair.items()]
-    ratios = [solutions[pair["SB"]].distance_from_start / solutions[pair["LB"]].distance_from_start for pair in pairs]
-    judged = [claims.early_stopping(*tests), claims.distances(ratios)]
-    for epsilon in paper.EPSILONS:
-        paths = [
-            claims.Path(np.array([row.train_loss for row in those]), experiments.sharpness(those, epsilon))
-            for those in rows.values()
-        ]
-        judged.append(claims.sharpness_paths(*paths, epsilon))
-
-    name = experiment.name("training_curves", (f"every{options.every}", options.every != EVERY))
-    runs.write_csv(Path(options.result_dir) / f"{name}-epochs.csv", epochs)
-    accuracies = [
-        figures.Curve(regime, curves(regime, "train_accuracy"), curves(regime, "test_accuracy")) for regime in rows
-    ]
-    title = experiment.title("Iterates")
-    drawn = {
-        "": figures.training_curves(accuracies, experiment.title("Training and testing accuracy", sharpness=False)),
-        "-sharpness": figures.sharpness_by_loss(rows, title),
+    # Claims
+    curves = [figures.Curve.of(regime, map(experiment.history, recipes)) for regime, recipes in ends.items()]
+    paths = {regime: group[: len(kept)] for regime, group in solutions.items()}
+    lengths = {
+        regime: [solution.distance_from_start for solution in group[len(kept) - 1 :]]
+        for regime, group in solutions.items()
     }
-    experiment.report(
-        name,
-        title,
-        list(solutions.values()),
-        [row for those in rows.values() for row in those] + others,
-        judged,
-        drawn,
-    )
+    judged = [
+        claims.early_stopping(*(curve.test for curve in curves)),
+        claims.distances(np.divide(lengths["SB"], lengths["LB"]).tolist()),
+    ]
+    for epsilon in paper.EPSILONS:
+        losses = [np.array([solution.train_loss for solution in group]) for group in paths.values()]
+        sharpness = [sharpness_array(group, epsilon) for group in paths.values()]
+        judged.append(claims.sharpness_paths(*map(claims.Path, losses, sharpness), epsilon))
+    # Table and figures
+    title, accuracies = experiment.title("Iterates"), experiment.title("Training and testing accuracy", sharpness=False)
+    drawn = {"": figures.training_curves(curves, accuracies), "-sharpness": figures.sharpness_by_loss(paths, title)}
+    experiment.report("training_curves", title, solutions, judged, drawn, {"-epochs": epoch_rows(experiment, ends)})
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, __doc__)
+    cli.run(main, Settings, __doc__)

@@ -15,44 +15,47 @@ with one --run_dir share the work.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from absl import flags
 
-import cli
-import experiments
-import paper
-from errors import UserError
-from experiments import Experiment, Row
+from large_batch import cli, paper
+from large_batch.cli import setting
+from large_batch.errors import UserError
 
-EVERY = 10
-Schedule = tuple[tuple[int, int], ...]  # as in `recipes.Recipe`
+if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from large_batch.experiment import Experiment
+
+Schedule = tuple[tuple[int, int], ...]  # as in `training.Recipe`
 
 
-def define_flags() -> None:
-    """Define this script's flags, in the order in which --help shows their groups."""
-    experiments.define_flags()
-    group = {"module_name": "Experiment"}
-    flags.DEFINE_integer(
-        "every",
-        EVERY,
-        "SB epochs from one warm start to the next; one more is after the first.",
-        lower_bound=1,
-        **group,
+@dataclass(frozen=True, kw_only=True)
+class Settings(cli.PairSettings, cli.TrialSettings):
+    """The flags."""
+
+    every: int | None = setting(
+        None, "SB epochs from one warm start to the next, default 10; one more is after the first.", "every{}", least=1
     )
-    flags.DEFINE_integer(
-        "large_batch_epochs", None, "Epochs of each LB training; default: --epochs.", lower_bound=1, **group
-    )
-    flags.DEFINE_string(
-        "schedule",
+    large_batch_epochs: int | None = setting(None, "Epochs of each LB training; default: --epochs.", "le{}", least=1)
+    schedule: str | None = setting(
         None,
         "Train once with a growing batch instead: epoch:batch,... says from which finished epoch on it has which size; "
         "double:k doubles the small batch every k epochs, up to the large one.",
-        **group,
+        lambda text: re.sub("[:,]", "-", text),
     )
-    cli.define_machine_flags()
-    cli.define_folder_flags()
+
+    def check(self) -> None:
+        """Raise `UserError` for flags that contradict each other."""
+        super().check()
+        if self.schedule:
+            for name in ("every", "large_batch_epochs"):
+                if getattr(self, name):
+                    raise UserError(f"--{name} is about warm starts, which --schedule replaces; leave one of them out.")
+            schedule(self.schedule, self.epochs, 1, 2)  # a mistake shows before the data are loaded
+        elif self.every and self.every > self.epochs:
+            raise UserError(f"--every ({self.every}) must not be greater than --epochs ({self.epochs}).")
 
 
 def schedule(text: str, epochs: int, small: int, large: int) -> Schedule:
@@ -75,127 +78,89 @@ def schedule(text: str, epochs: int, small: int, large: int) -> Schedule:
     return tuple(steps)
 
 
-def check(options: flags.FlagValues) -> None:
-    """Raise `UserError` for flags that contradict each other."""
-    if options.schedule:
-        for name in ("every", "large_batch_epochs"):
-            if options[name].present:
-                raise UserError(f"--{name} is about warm starts, which --schedule replaces; leave one of them out.")
-        schedule(options.schedule, options.epochs, 1, 2)  # a mistake shows before the data are loaded
-    elif options.every > options.epochs:
-        raise UserError(f"--every ({options.every}) must not be greater than --epochs ({options.epochs}).")
-
-
 def grow(experiment: Experiment) -> None:
     """Compare a growing batch with small and large batches alone."""
-    import claims
-    import figures
-    import training
+    from large_batch import claims, figures
+    from large_batch.experiment import sharpness_array
 
-    options, (small, large) = experiment.options, experiment.batch_sizes
-    steps = schedule(options.schedule, options.epochs, small, large)
-    regimes = {"SB": dict(batch_size=small), "LB": dict(batch_size=large)}
-    regimes["growing"] = dict(batch_size=small, schedule=steps)
-    recipes = {
-        regime: [experiment.recipe(seed=seed, **settings) for seed in experiment.seeds]
-        for regime, settings in regimes.items()
+    # Recipes
+    settings = experiment.settings
+    small, large = settings.small_batch, settings.large_batch
+    steps = schedule(settings.schedule, settings.epochs, small, large)
+    regimes = {
+        "SB": [experiment.recipe(small, seed) for seed in settings.seeds],
+        "LB": [experiment.recipe(large, seed) for seed in settings.seeds],
+        "growing": [experiment.recipe(small, seed, schedule=steps) for seed in settings.seeds],
     }
-    everything = [recipe for those in recipes.values() for recipe in those]
-    solutions = experiment.solve(everything, tested=everything)
+    # Run
+    solutions = experiment.solve(regimes, tested=[recipe for group in regimes.values() for recipe in group])
     if solutions is None:
         return
-    rows = {regime: [Row.of(regime, solutions[recipe]) for recipe in those] for regime, those in recipes.items()}
-    histories = {
-        regime: [training.position(recipe, options.run_dir).history for recipe in those]
-        for regime, those in recipes.items()
-    }
-    curves = [
-        figures.Curve(
-            regime,
-            train=[[row.train_accuracy for row in history] for history in those],
-            test=[[row.test_accuracy for row in history] for history in those],
-        )
-        for regime, those in histories.items()
-    ]
-
+    # Claim
+    curves = [figures.Curve.of(regime, map(experiment.history, recipes)) for regime, recipes in regimes.items()]
     sharpness = {
-        epsilon: {regime: float(experiments.sharpness(those, epsilon).mean()) for regime, those in rows.items()}
+        epsilon: {regime: float(sharpness_array(group, epsilon).mean()) for regime, group in solutions.items()}
         for epsilon in paper.EPSILONS
     }
-    judged = claims.switching(
-        {curve.label: curve.test for curve in curves},
-        {epsilon: values for epsilon, values in sharpness.items() if not np.isnan(list(values.values())).any()},
-    )
-    name = experiment.name("schedule", (re.sub("[:,]", "-", options.schedule), True))
-    what = f"Growing batches ({options.schedule}), {options.epochs} epochs"
-    experiment.report(
-        name,
-        experiment.title(what),
-        list(solutions.values()),
-        [row for those in rows.values() for row in those],
-        [judged],
-        {"": figures.training_curves(curves, experiment.title(what, sharpness=False), [epoch for epoch, _ in steps])},
-    )
+    known = {epsilon: values for epsilon, values in sharpness.items() if not np.isnan(list(values.values())).any()}
+    judged = claims.switching({curve.label: curve.test for curve in curves}, known)
+    # Table and figure
+    what = f"Growing batches ({settings.schedule}), {settings.epochs} epochs"
+    switches = [epoch for epoch, _ in steps]
+    drawn = {"": figures.training_curves(curves, experiment.title(what, sharpness=False), switches)}
+    experiment.report("schedule", experiment.title(what), solutions, [judged], drawn)
 
 
 def piggyback(experiment: Experiment) -> None:
     """Train with large batches from iterates of small-batch training."""
-    import claims
-    import figures
+    from large_batch import claims, figures
+    from large_batch.experiment import sharpness_array
 
-    options, (small, large) = experiment.options, experiment.batch_sizes
-    large_epochs = options.large_batch_epochs or options.epochs
-    kept = sorted({1, *range(options.every, options.epochs + 1, options.every)})
-    iterates, warm, alone, ends = [], [], [], []
-    for seed in experiment.seeds:
-        training = experiment.recipe(small, seed)
-        iterates += [training.iterate(epoch) for epoch in kept]
-        warm += [experiment.recipe(large, seed, large_epochs, warm_start=training.iterate(epoch)) for epoch in kept]
-        alone.append(experiment.recipe(large, seed, large_epochs))
-        ends.append(training)
-    solutions = experiment.solve([*iterates, *ends, *alone, *warm], sharp=[*alone, *warm])
+    # Recipes
+    settings = experiment.settings
+    epochs, every = settings.large_batch_epochs or settings.epochs, settings.every or 10
+    kept = sorted({1, *range(every, settings.epochs + 1, every)})
+    small = [experiment.recipe(settings.small_batch, seed) for seed in settings.seeds]
+    iterates = [recipe.at_epoch(epoch) for recipe in small for epoch in kept]
+    regimes = {
+        "SB": list(dict.fromkeys([*iterates, *small])),
+        "LB": [experiment.recipe(settings.large_batch, seed, epochs) for seed in settings.seeds],
+        "warm-started LB": [
+            experiment.recipe(settings.large_batch, start.seed, epochs, warm_start=start) for start in iterates
+        ],
+    }
+    # Run
+    solutions = experiment.solve(regimes, sharp=[*regimes["LB"], *regimes["warm-started LB"]])
     if solutions is None:
         return
-
-    rows = {
-        "SB": [Row.of("SB", solutions[recipe]) for recipe in dict.fromkeys([*iterates, *ends])],
-        "LB": [Row.of("LB", solutions[recipe]) for recipe in alone],
-        "warm-started LB": [Row.of("warm-started LB", solutions[recipe]) for recipe in warm],
-    }
-    # A single iterate of SB may be a poor one.
-    small_alone = float(np.mean([row.test_accuracy for row in rows["SB"] if row.epochs > 2 * options.epochs / 3]))
-    started = rows["warm-started LB"]
+    # Claim; a single iterate of SB may be a poor one
+    late = [solution.test_accuracy for solution in solutions["SB"] if solution.epochs > 2 * settings.epochs / 3]
+    small_alone, started = float(np.mean(late)), solutions["warm-started LB"]
     judged = claims.warm_starts(
-        np.array([row.warm_start_epochs for row in started]),
-        np.array([row.test_accuracy for row in started]),
+        np.array([solution.warm_start_epochs for solution in started]),
+        np.array([solution.test_accuracy for solution in started]),
         small_alone,
-        float(np.mean([row.test_accuracy for row in rows["LB"]])),
-        {epsilon: experiments.sharpness(started, epsilon) for epsilon in paper.EPSILONS},
+        float(np.mean([solution.test_accuracy for solution in solutions["LB"]])),
+        {epsilon: sharpness_array(started, epsilon) for epsilon in paper.EPSILONS},
     )
-    title = experiment.title(f"Warm starts, {large_epochs} LB epochs")
-    experiment.report(
-        experiment.name(
-            "warmstart",
-            (f"every{options.every}", options.every != EVERY),
-            (f"le{large_epochs}", large_epochs != options.epochs),
-        ),
-        title,
-        list(solutions.values()),
-        [row for those in rows.values() for row in those],
-        [judged],
-        {"": figures.warm_starts(rows["SB"], started, small_alone, rows["LB"], title)},
-    )
+    # Table and figure
+    title = experiment.title(f"Warm starts, {epochs} LB epochs")
+    drawn = {"": figures.warm_starts(solutions["SB"], started, small_alone, solutions["LB"], title)}
+    experiment.report("warmstart", title, solutions, [judged], drawn)
 
 
-def main(options: flags.FlagValues) -> None:
+def main(settings: Settings) -> None:
     """Train, measure, print the claim, write the results and draw the figure."""
-    check(options)
-    experiment = Experiment.begin(options)
-    if options.schedule:
+    settings.check()
+    import network_zoo
+    from large_batch.experiment import Experiment
+
+    experiment = Experiment.begin(settings, network_zoo.get)
+    if settings.schedule:
         grow(experiment)
     else:
         piggyback(experiment)
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, __doc__)
+    cli.run(main, Settings, __doc__)

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rooms import ROOT, keep
+from rooms import ROOT, data_of, keep, recipe_of
 
 SECONDS, TIMES = 20, 5
 
@@ -32,19 +32,19 @@ class Cost:
 
 def cost(recipe, data) -> Cost:
     """Measure one recipe."""
-    import runs
-    from replicas import ALONE
-    from training_loop import TrainingLoop
+    import network_zoo
+    from large_batch import store
+    from large_batch.training import TrainingLoop
 
-    loop = TrainingLoop(recipe, data, ALONE)
-    while loop.position.steps < 2:  # compiles
+    loop = TrainingLoop(recipe, network_zoo.get(recipe.network), data)
+    while loop.state.steps < 2:  # compiles
         loop.advance(stop=False)
     began, samples = time.perf_counter(), 0
-    while time.perf_counter() < began + SECONDS and loop.position.seen < len(data.x_train):
+    while time.perf_counter() < began + SECONDS and loop.state.seen < len(data.x_train):
         samples += loop.advance(stop=False)[0]
     epoch = (time.perf_counter() - began) * len(data.x_train) / samples
     with tempfile.TemporaryDirectory(dir=ROOT) as place:
-        folder, path = runs.Folder(Path(place)), Path(place) / "checkpoint.npz"
+        folder, path = store.Folder(Path(place)), Path(place) / "checkpoint.npz"
         times = []
         for _ in range(TIMES):
             began = time.perf_counter()
@@ -58,25 +58,22 @@ def cost(recipe, data) -> Cost:
 
 def main() -> None:
     """Measure, print the table and write it."""
-    import cli
-    import data_zoo
     import network_zoo
-    import runs
-    from training import Recipe
+    from large_batch import store, tables
 
-    origin, began, costs = runs.provenance(), time.monotonic(), []
+    origin, began, costs = store.provenance(), time.monotonic(), []
     for name in sys.argv[1:] or ("F1", "C1"):
         network = network_zoo.get(name)
-        data = data_zoo.load(network.dataset, ROOT / "data").fit(network.input_shape)
+        data = data_of(name)
         for batch in (network.small_batch(len(data.x_train)), network.large_batch(len(data.x_train))):
-            costs.append(cost(Recipe(name, data.name, data.digest, batch, epochs=1, seed=0), data))
+            costs.append(cost(recipe_of(name, data, batch), data))
     rows = [["", "epoch s", "checkpoint s", "MB", "share"]]
     for each in costs:
         times = f"{each.epoch_seconds:.1f}", f"{each.checkpoint_seconds:.3f}"
         rows.append(
             [f"{each.network} b{each.batch_size}", *times, f"{each.checkpoint_megabytes:.1f}", f"{each.share:.2f}%"]
         )
-    print(cli.table(rows))
+    print(tables.lay_out(rows))
     keep("checkpoints", costs, origin, began)
 
 

@@ -8,6 +8,7 @@ profile, without the profiler: the share of the time in which the cores are busy
 """
 
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -22,9 +23,10 @@ TOP = 20
 
 def main() -> None:
     """Run the task three times, the last time under the profiler; print its operations."""
-    import tensorflow as tf
     from ours import Ours
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    from large_batch.backend import tf
 
     network, task = sys.argv[1:3]
     samples = int(sys.argv[3]) if len(sys.argv) > 3 else len(data_of(network).x_train)
@@ -49,9 +51,11 @@ def main() -> None:
         for line in plane.lines:
             for event in line.events:
                 operation = plane.event_metadata[event.metadata_id].name.split(":")[-1].strip()
+                operation = re.sub(r"(_\d+)?(\.\d+)?$", "", operation)  # XLA numbers its operations
                 seconds[operation] += event.duration_ps / 1e12
                 times[operation] += 1
     frames = {"Process", "Run", "EagerExecute", "EagerKernelExecute", "TFE_Py_ExecuteCancelable"}
+    frames |= {"Execute", "ExecuteAsyncOnStream", "Start", "Done", "Await", "BlockUntilReady"}  # XLA's
     print(f"with it: {wall:.2f} s")
     operations = [each for each in seconds.most_common() if each[0] not in frames and not each[0].startswith("_")]
     kernels = [each for each in seconds.most_common() if each[0].startswith("_Mkl")]

@@ -1,26 +1,40 @@
 """This project at the benchmarks' work."""
 
-from rooms import batch_of, data_of
+from unittest import mock
+
+from rooms import batch_of, data_of, recipe_of
 
 import network_zoo
-from objective import Objective, flat_weights
-from replicas import ALONE
-from training import Recipe
-from training_loop import TrainingLoop
+from large_batch import training
+from large_batch.objective import Objective, flat_weights
 
 
 class Ours:
-    """Training by `TrainingLoop`, everything else by `Objective`."""
+    """Training by `TrainingLoop`, everything else by `Objective`.
 
-    def __init__(self, network: str, task: str, samples: int, precision: str = "float32"):
-        data = data_of(network, samples)
+    `batch` is the batch size of a training, by default that of the task. `compiled` says whether XLA compiles its step,
+    which by default depends on the batch size (`training.COMPILED_BATCH`).
+    """
+
+    def __init__(
+        self,
+        network: str,
+        task: str,
+        samples: int,
+        precision: str = "float32",
+        batch: int | None = None,
+        compiled: bool | None = None,
+    ):
+        data, known = data_of(network, samples), network_zoo.get(network)
         self._samples = samples
+        self._compiled_batch = {None: training.COMPILED_BATCH, True: samples, False: 0}[compiled]
         if task.endswith("training"):
-            recipe = Recipe(network, data.name, data.digest, batch_of(network, task), 1000, 0, precision=precision)
-            self._loop = TrainingLoop(recipe, data, ALONE)
+            batch = batch or batch_of(network, task)
+            recipe = recipe_of(network, data, batch, epochs=1000, precision=precision)
+            self._loop = training.TrainingLoop(recipe, known, data)
             self.run = self._train
         else:
-            model = network_zoo.get(network).build()
+            model = known.build()
             objective, self._w = Objective(model, data.x_train, data.y_train), flat_weights(model)
             self._measure = {
                 "loss": objective.value,
@@ -30,8 +44,9 @@ class Ours:
             self.run = self._measured
 
     def _train(self) -> int:
-        while self._loop.position.seen < self._samples:
-            self._loop.advance(stop=False)
+        with mock.patch.object(training, "COMPILED_BATCH", self._compiled_batch):
+            while self._loop.state.seen < self._samples:
+                self._loop.advance(stop=False)
         self._loop.finish_epoch(None)
         return self._samples
 

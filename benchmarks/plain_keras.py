@@ -1,13 +1,12 @@
 """The paper's networks as most people would port them to Keras 3: `fit` and `evaluate` on arrays, weights by
 `set_weights`, the gradient by a GradientTape around each batch."""
 
-import quiet_tensorflow  # noqa: F401
-
-import keras
 import numpy as np
-import tensorflow as tf
-from keras import layers
 from rooms import batch_of, data_of
+
+from large_batch.backend import keras, tf
+
+layers = keras.layers
 
 CHUNK = 5000
 

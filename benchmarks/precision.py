@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from rooms import ROOT, keep
+from rooms import ROOT, data_of, keep, recipe_of
 
 EPOCHS, SEEDS = {"F1": 5, "C1": 3}, {"F1": (0, 1), "C1": (0,)}
 
@@ -31,31 +31,30 @@ class Trained:
 
 def main() -> None:
     """Train, evaluate, print the table and write it."""
-    import cli
-    import data_zoo
     import network_zoo
-    import runs
-    from objective import Objective
-    from training import Recipe, train
+    from large_batch import store, tables
+    from large_batch.minimizers import Minimizers
+    from large_batch.networks import PRECISIONS
+    from large_batch.objective import Objective
 
     for name in sys.argv[1:] or EPOCHS:
-        origin, began, results = runs.provenance(), time.monotonic(), []
+        origin, began, results = store.provenance(), time.monotonic(), []
         network = network_zoo.get(name)
-        data = data_zoo.load(network.dataset, ROOT / "data").fit(network.input_shape)
+        data = data_of(name)
         model, samples = network.build(), len(data.x_train)
         on_train, on_test = Objective(model, data.x_train, data.y_train), Objective(model, data.x_test, data.y_test)
         rows = [["", "regime", "precision", "seed", "train loss", "train %", "test %", "distance"]]
         for regime, batch in (("SB", network.small_batch(samples)), ("LB", network.large_batch(samples))):
             for seed in SEEDS[name]:
-                for precision in network_zoo.PRECISIONS:
-                    recipe = Recipe(name, data.name, data.digest, batch, EPOCHS[name], seed, precision=precision)
-                    minimizer = train(recipe, data, ROOT / "runs")
+                for precision in PRECISIONS:
+                    recipe = recipe_of(name, data, batch, epochs=EPOCHS[name], seed=seed, precision=precision)
+                    minimizer = Minimizers(network, data, ROOT / "runs").train(recipe)
                     train_end, test_end = (each.evaluate(minimizer.weights) for each in (on_train, on_test))
                     numbers = train_end.loss, train_end.accuracy, test_end.accuracy, minimizer.distance
                     results.append(Trained(name, regime, precision, seed, *numbers))
                     rows.append([name, regime, precision, str(seed), *(f"{number:.4g}" for number in numbers)])
                     print(*rows[-1], flush=True)
-        print(cli.table(rows))
+        print(tables.lay_out(rows))
         keep(f"precision {name}", results, origin, began)
 
 

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from math import prod
 from multiprocessing import get_context
@@ -78,9 +78,7 @@ Room.register("work", Work)
 
 def matmul_rate(dtype: str = "float32") -> float:
     """Return the best of five rates of tf.matmul on 2048 x 2048 matrices, in GFLOP/s: the limit to compare with."""
-    import quiet_tensorflow  # noqa: F401
-
-    import tensorflow as tf
+    from large_batch.backend import tf
 
     a = tf.cast(tf.random.stateless_normal((MATRIX, MATRIX), (0, 0)), dtype)
     product = tf.function(lambda: tf.matmul(a, a))
@@ -113,14 +111,27 @@ def peak_gib() -> float:
 
 def data_of(network_name: str, samples: int | None = None):
     """Return a network's data set, its training set cut to the first `samples`."""
-    import dataclasses
-
-    import data_zoo
     import network_zoo
+    from large_batch import datasets
 
     network = network_zoo.get(network_name)
-    data = data_zoo.load(network.dataset, ROOT / "data").fit(network.input_shape)
-    return dataclasses.replace(data, x_train=data.x_train[:samples], y_train=data.y_train[:samples])
+    data = datasets.load(network.dataset, ROOT / "data").reshape_to(network.input_shape)
+    return replace(data, x_train=data.x_train[:samples], y_train=data.y_train[:samples])
+
+
+def recipe_of(network_name: str, data, batch_size: int, **settings):
+    """Return the recipe of a training with seed 0, of one epoch unless told otherwise."""
+    import network_zoo
+    from large_batch.training import Recipe
+
+    return Recipe(
+        network=network_name,
+        dataset=data.name,
+        data_digest=data.digest,
+        architecture=network_zoo.get(network_name).architecture("repository"),
+        batch_size=batch_size,
+        **({"epochs": 1, "seed": 0} | settings),
+    )
 
 
 def batch_of(network_name: str, task: str) -> int:
@@ -140,8 +151,8 @@ def spread(values: Sequence[float], form: str = "{:,.0f}") -> str:
 
 def keep(section: str, content: object, origin, began: float) -> None:
     """Write a section of results/benchmarks.json, leaving the others as they are."""
-    import runs
+    from large_batch import store
 
     sections = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     sections[section] = {"results": content, "provenance": origin.after(time.monotonic() - began)}
-    runs.write_json(RESULTS, sections)
+    store.write_json(RESULTS, sections)

@@ -57,8 +57,8 @@ class Paraboloid:
 def share(network_name: str) -> Share:
     """Measure one network in this process."""
     import network_zoo
-    from metric import sharpness
-    from objective import Objective, flat_weights
+    from large_batch.objective import Objective, flat_weights
+    from large_batch.sharpness_metric import sharpness
 
     samples = len(data_of(network_name).x_train)
     data = data_of(network_name, CHUNK)
@@ -75,7 +75,7 @@ def share(network_name: str) -> Share:
 def growth_with_samples(network_name: str) -> Growth:
     """Time the gradient over three sizes, twice in turns; the faster one counts."""
     import network_zoo
-    from objective import Objective, flat_weights
+    from large_batch.objective import Objective, flat_weights
 
     model = network_zoo.get(network_name).build()
     w = flat_weights(model)
@@ -99,7 +99,7 @@ def growth_with_weights() -> Growth:
     """Time what is outside the objective for three numbers of weights."""
     import numpy as np
 
-    from metric import sharpness
+    from large_batch.sharpness_metric import sharpness
 
     results = [sharpness(Paraboloid(), np.zeros(size), 5e-4) for size in WEIGHTS.values()]
     each = [1e6 * (r.seconds - r.objective_seconds) / r.evaluations / r.dimension for r in results]
@@ -108,10 +108,9 @@ def growth_with_weights() -> Growth:
 
 def main() -> None:
     """Measure everything in fresh processes, print it and write it."""
-    import cli
-    import runs
+    from large_batch import store, tables
 
-    origin, began, shares, growths = runs.provenance(), time.monotonic(), [], []
+    origin, began, shares, growths = store.provenance(), time.monotonic(), [], []
     processes = multiprocessing.get_context("spawn")
     for network in sys.argv[1:] or SIZES:
         with processes.Pool(1) as process:
@@ -124,7 +123,7 @@ def main() -> None:
     for each in shares:
         seconds = f"{each.evaluation_seconds:.2f}", f"{each.outside_seconds:.2f}"
         rows.append([each.network, f"{each.weights:,}", *seconds, f"{each.outside_share:.1f}%", f"{each.peak_gib:.1f}"])
-    print(cli.table(rows))
+    print(tables.lay_out(rows))
     for growth in growths:
         sizes = ", ".join(f"{t:.3g} for {n:,}" for n, t in zip(growth.sizes, growth.microseconds, strict=True))
         print(f"{growth.network}: microseconds for each of the {growth.of}: {sizes}")

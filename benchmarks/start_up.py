@@ -19,13 +19,11 @@ from rooms import ROOT, keep
 TIMES = 3
 FIRST_STEP = """
 import sys; sys.path[:0] = ["benchmarks", "."]
-from rooms import data_of
-from replicas import ALONE
-from training import Recipe
-from training_loop import TrainingLoop
+from rooms import data_of, recipe_of
+import network_zoo
+from large_batch.training import TrainingLoop
 data = data_of("{network}")
-loop = TrainingLoop(Recipe("{network}", data.name, data.digest, 256, 1, 0), data, ALONE)
-loop.advance(stop=False)
+TrainingLoop(recipe_of("{network}", data, 256), network_zoo.get("{network}"), data).advance(stop=False)
 """
 
 
@@ -46,28 +44,31 @@ def seconds(work: Callable[[], object]) -> float:
 
 def drawing(folder: str) -> Callable[[], object]:
     """Return the drawing of a parametric plot as PDF and PNG, from made-up curves of 25 points."""
-    import figures
-    import plot_parametric_plot as plot
+    from large_batch import figures
+    from large_batch.measurements import Evaluated
 
-    points = [plot.Point(-1 + i / 8, *([2.0, 50.0, 2.0] * 2)) for i in range(25)]
-    return lambda: figures.save(figures.parametric_plot(points, [], "C1", "linear path"), Path(folder) / "drawn")
+    alphas, points = [-1 + i / 8 for i in range(25)], [Evaluated(*([2.0, 2.0, 50.0] * 2))] * 25
+
+    def draw() -> None:
+        figures.save(figures.parametric_plot(alphas, points, [], "C1", "linear path"), Path(folder) / "drawn")
+
+    return draw
 
 
 def main() -> None:
     """Measure every item, print a line for each and write them."""
-    import data_zoo
-    import runs
+    from large_batch import datasets, store
 
-    origin, began = runs.provenance(), time.monotonic()
+    origin, began = store.provenance(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         items = {
             "plot_parametric_plot.py --help": python("plot_parametric_plot.py", "--help"),
             "sharpness.py --help": python("sharpness.py", "--help"),
-            "import of TensorFlow and Keras": python("-c", "import quiet_tensorflow, keras"),
+            "import of TensorFlow and Keras": python("-c", "import large_batch.backend"),
             "first training step of F1, from the start of the process": python("-c", FIRST_STEP.format(network="F1")),
             "first training step of C1, from the start of the process": python("-c", FIRST_STEP.format(network="C1")),
-            "MNIST from the cache": lambda: data_zoo.load("mnist", ROOT / "data"),
-            "CIFAR-10 from the cache": lambda: data_zoo.load("cifar10", ROOT / "data"),
+            "MNIST from the cache": lambda: datasets.load("mnist", ROOT / "data"),
+            "CIFAR-10 from the cache": lambda: datasets.load("cifar10", ROOT / "data"),
             "drawing a parametric plot, PDF and PNG": drawing(folder),
         }
         results = {}

@@ -116,14 +116,14 @@ def print_result(result: Result, ours: Result) -> None:
 def main() -> None:
     """Run every task, print a table and write it."""
     import network_zoo
-    import runs
+    from large_batch import store
 
     asked = set(sys.argv[1:])
     for network in [name for name in TURNS if name in asked] or ("F1", "C1"):
         gflop = forward_flop(network_zoo.get(network).build()) / 1e9
         for task in [task for task in TASKS if task in asked] or TASKS:
             if TASKS[task][0][network]:
-                origin, began = runs.provenance(), time.monotonic()
+                origin, began = store.provenance(), time.monotonic()
                 keep(f"{network} {task}", race(network, task, gflop), origin, began)
 
 

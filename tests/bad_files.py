@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
-import keras
 import numpy as np
 
 import network_zoo
-from objective import write_weights
+from large_batch.backend import keras
+from large_batch.objective import write_weights
 
 
 def file(name: str, content: bytes) -> Callable[[Path], None]:

@@ -13,19 +13,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 @pytest.fixture(scope="session")
 def digits():
     """The real 8x8 digits, fitted to F1."""
-    import data_zoo
+    from large_batch import datasets
 
-    return data_zoo.load("digits", "unused").fit((784,))
+    return datasets.load("digits", "unused").reshape_to((784,))
 
 
 @pytest.fixture(scope="session")
 def mnist():
     """The real MNIST, fitted to F1: from the project's cache, or fetched into it."""
-    import data_zoo
-    from errors import MachineError
+    from large_batch import datasets
+    from large_batch.errors import MachineError
 
     try:
-        return data_zoo.load("mnist", ROOT / "data").fit((784,))
+        return datasets.load("mnist", ROOT / "data").reshape_to((784,))
     except MachineError as error:
         pytest.skip(str(error))
 
@@ -33,9 +33,9 @@ def mnist():
 @pytest.fixture(scope="session")
 def color_digits():
     """The digits as images for the small "paper" definition of C1, which has dropout."""
-    import data_zoo
+    from large_batch import datasets
 
-    return data_zoo.load("digits", "unused").fit((32, 32, 3))
+    return datasets.load("digits", "unused").reshape_to((32, 32, 3))
 
 
 class StoppedError(Exception):
@@ -44,10 +44,35 @@ class StoppedError(Exception):
 
 def recipe(data, **settings):
     """Return a short recipe, of F1 unless told otherwise."""
-    from training import Recipe
+    from large_batch.training import Recipe
 
     defaults = {"network": "F1", "batch_size": 150, "epochs": 2, "seed": 0}
     return Recipe(dataset=data.name, data_digest=data.digest, **(defaults | settings))
+
+
+def minimizers(asked, data, run_dir, **settings):
+    """Return the minimizers of a recipe's network on the data, in a store."""
+    import network_zoo
+    from large_batch.minimizers import Minimizers
+
+    return Minimizers(network_zoo.get(asked.network), data, run_dir, **settings)
+
+
+def train(asked, data, run_dir, **settings):
+    """Return a recipe's minimizer, trained or found."""
+    return minimizers(asked, data, run_dir).train(asked, **settings)
+
+
+def stored(asked, data, run_dir):
+    """Return a recipe's minimizer, if it is stored."""
+    return minimizers(asked, data, run_dir).stored(asked)
+
+
+def build(asked, data):
+    """Return a recipe's network at its starting point."""
+    import network_zoo
+
+    return asked.build(network_zoo.get(asked.network), data)
 
 
 def run_python(*arguments: str | Path, **settings) -> subprocess.CompletedProcess:

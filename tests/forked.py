@@ -35,7 +35,7 @@ class Command:
     environment: dict[str, str | None]
     file_size_limit: int | None = None
     fresh: bool = False
-    seconds: int = 60  # until it is killed
+    seconds: int = 300  # until it is killed
 
 
 def results(commands: list[Command]) -> list[tuple[int, str, str]]:
@@ -65,16 +65,15 @@ def serve() -> None:
 
 def import_all() -> None:
     """Import what the scripts import, but leave absl's flags as they are when a script starts."""
-    import quiet_tensorflow  # noqa: F401, I001
+    import large_batch.backend  # noqa: F401, I001
 
     import sklearn.datasets  # noqa: F401
     import tqdm  # noqa: F401
     from tensorflow.python.eager import context
 
-    import claims  # noqa: F401
-    import curvature  # noqa: F401
-    import figures  # noqa: F401
-    import training  # noqa: F401
+    import large_batch.claims  # noqa: F401
+    import large_batch.experiment  # noqa: F401
+    import network_zoo  # noqa: F401
 
     assert not context.context()._initialized, "an import runs an operation of TensorFlow"
 

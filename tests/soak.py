@@ -20,16 +20,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import data_zoo  # noqa: E402
-import runs  # noqa: E402
-from training import Recipe, train  # noqa: E402
+import network_zoo  # noqa: E402
+from large_batch import datasets  # noqa: E402
+from large_batch.minimizers import Minimizers  # noqa: E402
+from large_batch.training import Recipe  # noqa: E402
 
 
-def child(recipe: Recipe, data: data_zoo.DataSet, run_dir: Path, seconds: float | None) -> bool:
+def child(recipe: Recipe, found: Minimizers, seconds: float | None) -> bool:
     """Train in a fork, killed after some seconds; return whether it ended by itself."""
     process = os.fork()  # TensorFlow is imported, but has not started
     if process == 0:
-        train(recipe, data, run_dir)
+        found.train(recipe)
         os._exit(0)
     timer = threading.Timer(seconds or 1e6, os.kill, (process, signal.SIGKILL))
     timer.start()
@@ -60,24 +61,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     moments = random.Random(options.seed)
-    data = data_zoo.load("digits", "unused").fit((32, 32, 3))
+    network = network_zoo.get("C1")
+    data = datasets.load("digits", "unused").reshape_to(network.input_shape)
+    settings = {"network": "C1", "dataset": data.name, "data_digest": data.digest, "definition": "paper"}
     kills, differing, began = 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as root:
         for seed in range(10**6):
             if kills >= options.kills:
                 break
             precision = ("float32", "bfloat16")[seed % 2]
-            recipe = Recipe("C1", "digits", data.digest, 100, 30, seed, definition="paper", precision=precision)
-            whole, killed = (runs.folder(Path(root) / place, recipe) for place in ("whole", "killed"))
+            recipe = Recipe(**settings, batch_size=100, epochs=30, seed=seed, precision=precision)
+            whole, killed = (Minimizers(network, data, Path(root) / place) for place in ("whole", "killed"))
             started = time.monotonic()
-            child(recipe, data, whole.parent, None)
+            child(recipe, whole, None)
             length, before = time.monotonic() - started, kills
-            while not child(recipe, data, killed.parent, moments.uniform(0, 0.6 * length)):
+            while not child(recipe, killed, moments.uniform(0, 0.6 * length)):
                 kills += 1
-            same = weights(whole) == weights(killed)
-            same &= (whole / "history.csv").read_bytes() == (killed / "history.csv").read_bytes()
-            same &= sorted(path.name for path in whole.iterdir()) == sorted(path.name for path in killed.iterdir())
-            same &= runs.Folder(killed).whole(*runs.Folder(whole).sums())
+            one, other = whole.folder(recipe), killed.folder(recipe)
+            same = weights(one.path) == weights(other.path)
+            same &= (one.path / "history.csv").read_bytes() == (other.path / "history.csv").read_bytes()
+            same &= {path.name for path in one.path.iterdir()} == {path.name for path in other.path.iterdir()}
+            same &= other.whole(*one.sums())
             differing += not same
             print(
                 f"seed {seed} {precision}: {kills - before} kills in trainings of {length:.1f} s, "

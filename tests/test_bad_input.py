@@ -53,6 +53,7 @@ class Case:
     environment: dict[str, str | None] = field(default_factory=dict)
     file_size_limit: int | None = None
     fresh: bool = False
+    begun: bool = False  # the mistake shows after the line that says what there is to do
 
     def __str__(self) -> str:
         settings = " ".join(f"{name}={value}" for name, value in self.environment.items())
@@ -125,14 +126,15 @@ FLAGS = [
     Case(CURVES, DIGITS + "--sharpness_samples=-1", "--sharpness_samples=-1"),
     Case(CURVES, DIGITS + "--large_batch=1501", "1,501 is larger than the training set of 1,500"),
     Case(CURVES, "-n F2", "TIMIT is licensed"),
-    Case(CURVES, DIGITS + "--test_history", "test_history"),
     Case(SWEEP, "", "Name the network"),
     Case(SWEEP, DIGITS + "--batch_sizes=64,many", "whole numbers above 0, with commas between them, not 'many'"),
-    Case(SWEEP, DIGITS + "--batch_sizes=64,0", "not '0'"),
+    *(
+        Case(SWEEP, DIGITS + f"--batch_sizes={wrong}", "--batch_sizes needs whole numbers above 0, with commas")
+        for wrong in ("64,0", "-3", "1.5", "64,", "9" * 5000)
+    ),
     Case(SWEEP, DIGITS + "--batch_sizes=", "--batch_sizes"),
     Case(SWEEP, DIGITS + "--batch_sizes=64,1501", "1,501 is larger than the training set of 1,500"),
     Case(SWEEP, DIGITS + "--small_batch=64", "small_batch"),
-    Case(SWEEP, DIGITS + "--retrain --task_index=0 --task_count=2", "--retrain would train anew in every task"),
     Case(WARM, "", "Name the network"),
     Case(WARM, DIGITS + "--epochs=5 --every=6", "--every (6) must not be greater than --epochs (5)"),
     Case(WARM, DIGITS + "--large_batch_epochs=0", "--large_batch_epochs=0"),
@@ -145,12 +147,12 @@ FLAGS = [
     Case(WARM, DIGITS + "--schedule=double:10 --every=5", "--every is about warm starts"),
     Case(SHARPNESS, "", "Name the network"),
     Case(SHARPNESS, DIGITS + "--eps=0", "must be a number above 0, not 0"),
-    Case(SHARPNESS, DIGITS + "--eps=1e-3 --eps=-5e-4", "must be a number above 0, not -0.0005"),
+    Case(SHARPNESS, DIGITS + "--eps=1e-3,-5e-4", "must be a number above 0, not -0.0005"),
     Case(SHARPNESS, DIGITS + "--eps=nan", "not nan"),
-    Case(SHARPNESS, DIGITS + "--eps=small", "--eps"),
+    Case(SHARPNESS, DIGITS + "--eps=small", "--eps needs numbers, with commas between them, not 'small'"),
     Case(SHARPNESS, DIGITS + "--scale=0", "--scale must be a number above 0"),
     Case(SHARPNESS, DIGITS + "--space=half", "no --space 'half'"),
-    Case(SHARPNESS, DIGITS + "--space=", "no --space ''"),
+    Case(SHARPNESS, DIGITS + "--space=", "--space is empty"),
     Case(SHARPNESS, DIGITS + "--solver=adam", "lbfgsb|vertex|both"),
     Case(SHARPNESS, DIGITS + "--manifold=sphere", "normal|uniform|orthonormal"),
     Case(SHARPNESS, DIGITS + "--trials=0", "--trials=0"),
@@ -158,12 +160,14 @@ FLAGS = [
     Case(SHARPNESS, DIGITS + "--dimension=0", "--dimension=0"),
     Case(SHARPNESS, DIGITS + "--dimension=1462795", "1,462,794 weights may have between 1 and 10,000 dimensions, not"),
     Case(SHARPNESS, DIGITS + "--curvature --dimension=2000000", "between 1 and 10,000 dimensions"),
-    Case(SHARPNESS, MINE + "--eps=1e38", "not finite within epsilon 1e+38", weights("F1"), "of F1"),
+    *(
+        Case(SHARPNESS, MINE + more, "not finite within epsilon 1e+38", weights(), "of F1", begun=True)
+        for more in ("--space=random --dimension=1 --eps=1e38", "--curvature --eps=1e38 --dimension=1")
+    ),
     Case(SHARPNESS, DIGITS + "--points=3", "points"),
-    Case(SHARPNESS, DIGITS + "--figure_dir={tmp}", "figure_dir"),
     Case(SHARPNESS, DIGITS + "--eps=inf", "not inf"),
-    Case(SHARPNESS, DIGITS + "--eps=", "--eps"),
-    Case(SHARPNESS, DIGITS + "--eps=1e-3,5e-4", "--eps"),
+    Case(SHARPNESS, DIGITS + "--eps=", "--eps is empty"),
+    Case(SHARPNESS, DIGITS + "--eps=1e-3,", "--eps needs numbers, with commas between them, not ''"),
     Case(SHARPNESS, DIGITS + "--scale=nan", "--scale must be a number above 0, not nan"),
     Case(SHARPNESS, DIGITS + "--space=full,half", "no --space 'half'"),
     Case(SHARPNESS, DIGITS + "--space=full,", "no --space ''"),
@@ -180,10 +184,7 @@ FLAGS = [
     Case(SHARPNESS, DIGITS + "--curvature=perhaps", "curvature"),
     Case(SHARPNESS, DIGITS + "--large_batch=1501", "1,501 is larger than the training set of 1,500"),
     Case(SHARPNESS, DIGITS + "F2", "Unexpected argument 'F2'"),
-    Case(SHARPNESS, MINE + "--eps=1e300", "not finite within epsilon 1e+300", weights(), "of F1"),
-    Case(
-        SHARPNESS, MINE + "--curvature --eps=1e38 --dimension=1", "not finite within epsilon 1e+38", weights(), "of F1"
-    ),
+    Case(SHARPNESS, MINE + "--solver=vertex --eps=1e300", "within epsilon 1e+300", weights(), "of F1", begun=True),
 ]
 EMPTY = [
     *(Case(PLOT, DIGITS + f"--epochs=1 --{flag}=", f"--{flag} is empty") for flag in ("network", "dataset")),
@@ -256,14 +257,6 @@ DATA_FILES = [
     Case(PLOT, "-n C3 --large_batch=3", "A batch of 3 is larger than the training set of 2", cifar100(), "two samples"),
 ]
 MACHINES = [
-    Case(PLOT, DIGITS + "--task_index=2", "--task_index says that this is task 2, but not of how many"),
-    Case(PLOT, DIGITS + "--task_index=4 --task_count=4", "Of 4 tasks the indices are 0 to 3, not 4"),
-    Case(PLOT, DIGITS + "--task_index=-1 --task_count=4", "--task_index=-1"),
-    Case(SHARPNESS, DIGITS + "--task_count=0", "--task_count=0"),
-    Case(SHARPNESS, DIGITS + "--task_count=3", "--task_count=3 needs to know which task this is"),
-    Case(SHARPNESS, DIGITS + "--task_index=0 --task_count=2 --retrain", "--retrain would train anew in every task"),
-    Case(PLOT, DIGITS, "SLURM_ARRAY_TASK_ID must be a whole number", environment={"SLURM_ARRAY_TASK_ID": "x"}),
-    Case(PLOT, DIGITS, "JOB_COMPLETION_INDEX says that", environment={"JOB_COMPLETION_INDEX": "1"}),
     Case(PLOT, DIGITS + "--strategy=horovod", "auto|none|mirrored|multiworker"),
     Case(PLOT, DIGITS + "--strategy=multiworker", "needs the environment variable TF_CONFIG"),
     Case(
@@ -282,9 +275,10 @@ MACHINE = [
         "checkpoint-000000001.npz could",
         code=1,
         file_size_limit=8_000_000,
+        begun=True,
     ),
-    Case(PLOT, DIGITS + "--epochs=1", "File too large", code=1, file_size_limit=100_000),
-    Case(SHARPNESS, DIGITS + "--epochs=1", "File too large", code=1, file_size_limit=100_000),
+    Case(PLOT, DIGITS + "--epochs=1", "File too large", code=1, file_size_limit=100_000, begun=True),
+    Case(SHARPNESS, DIGITS + "--epochs=1", "File too large", code=1, file_size_limit=100_000, begun=True),
     Case(PLOT, "-n C1", "No source answers for cifar10", code=1, environment=NO_TOOLS),
     Case(PLOT, "-n F1", "No source answers for mnist", code=1, environment=NO_TOOLS),
     Case(
@@ -294,6 +288,7 @@ MACHINE = [
         weights(),
         code=1,
         file_size_limit=5000,
+        begun=True,
     ),
 ]
 CASES = FLAGS + EMPTY + FOLDERS_AND_WEIGHTS + DATA_FILES + MACHINES + ENVIRONMENT + MACHINE
@@ -341,7 +336,7 @@ def test_bad_input(ended, case):
     last = stderr.removesuffix("\n").split("\n")[-1]
     assert last.startswith("Error: "), stderr
     assert case.words in last
-    assert stdout == ""
+    assert bool(stdout) == case.begun
     changed = {path for path in changed if path.suffix != ".lock"}  # which is empty, but for who holds it
     if case.code == 1:  # whole files of work that was done are kept, but nothing half written
         changed = {path for path in changed if path.name.startswith(".")}

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-import claims
-from claims import CONFIRMED, OPEN, REFUTED, Final, Path
-from thresholds import Place, plateaus, two_segments
+from large_batch import claims
+from large_batch.breakpoints import Breakpoint, plateaus, two_segments
+from large_batch.claims import CONFIRMED, OPEN, REFUTED, Final, Path
 
 SIZES = np.array([64, 128, 256, 512, 1024, 2048, 4096, 8192])
 
@@ -17,9 +17,9 @@ def broken_line(sizes, threshold, before, after):
 @pytest.mark.parametrize("before", [0, 0.3, -0.1])
 def test_a_planted_bend_is_found(threshold, before):
     fit = two_segments(SIZES, broken_line(SIZES, threshold, before, -1.5))
-    assert fit.place.at == pytest.approx(threshold, rel=1e-3)
+    assert fit.breakpoint.at == pytest.approx(threshold, rel=1e-3)
     assert (fit.before, fit.after) == (pytest.approx(before, abs=1e-3), pytest.approx(-1.5, abs=1e-3))
-    for end, edge in ((fit.place.low, SIZES[1]), (fit.place.high, SIZES[-2])):
+    for end, edge in ((fit.breakpoint.low, SIZES[1]), (fit.breakpoint.high, SIZES[-2])):
         assert end == pytest.approx(threshold, rel=0.01) or edge == threshold
     assert fit.p_value < 1e-6
 
@@ -27,13 +27,14 @@ def test_a_planted_bend_is_found(threshold, before):
 @pytest.mark.parametrize("threshold", [128, 256, 512, 724, 1024])
 def test_a_planted_decline_or_step_is_found(threshold):
     decline = plateaus(SIZES, broken_line(SIZES, threshold, 0, -1.5))
-    assert decline.place.at == pytest.approx(threshold, rel=0.05)
+    assert decline.breakpoint.at == pytest.approx(threshold, rel=0.05)
     assert decline.before == pytest.approx(80, abs=0.1)
     assert decline.p_value < 1e-3
     step = plateaus(SIZES, np.where(threshold >= SIZES, 80.0, 77.0))
     last = SIZES[threshold >= SIZES][-1]
-    assert step.place.at == last
-    assert (step.place.low, step.place.high) == (last, pytest.approx(2 * last, rel=0.1)), "anywhere between two sizes"
+    assert step.breakpoint.at == last
+    ends = step.breakpoint.low, step.breakpoint.high
+    assert ends == (last, pytest.approx(2 * last, rel=0.1)), "anywhere between two sizes"
     assert (step.before, step.after) == (pytest.approx(80), pytest.approx(77))
     assert step.p_value < 1e-6
 
@@ -45,12 +46,12 @@ def test_a_planted_decline_or_step_is_found(threshold):
 def test_a_planted_threshold_is_found_in_noise_with_an_honest_interval(fitted, clean):
     """Over 60 made-up sweeps with a threshold of 512, the 95 % interval holds it about 57 times."""
     rng = np.random.default_rng(0)
-    fits = [fitted(SIZES, clean + rng.normal(0, 0.2, len(SIZES))) for _ in range(60)]
-    assert 52 <= sum(fit.place.low <= 512 <= fit.place.high for fit in fits) <= 60
-    assert np.median([fit.place.at for fit in fits]) == pytest.approx(512, rel=0.1)
-    widths = [np.log2(fit.place.high / fit.place.low) for fit in fits if fit.place.low > 0 and fit.place.high < np.inf]
-    sharper = fitted(np.repeat(SIZES, 5), np.repeat(clean, 5) + rng.normal(0, 0.2, 5 * len(SIZES)))  # trials
-    assert np.log2(sharper.place.high / sharper.place.low) < np.median(widths)
+    found = [fitted(SIZES, clean + rng.normal(0, 0.2, len(SIZES))).breakpoint for _ in range(60)]
+    assert 52 <= sum(one.low <= 512 <= one.high for one in found) <= 60
+    assert np.median([one.at for one in found]) == pytest.approx(512, rel=0.1)
+    widths = [np.log2(one.high / one.low) for one in found if one.low > 0 and one.high < np.inf]
+    trials = fitted(np.repeat(SIZES, 5), np.repeat(clean, 5) + rng.normal(0, 0.2, 5 * len(SIZES))).breakpoint
+    assert np.log2(trials.high / trials.low) < np.median(widths)
 
 
 @pytest.mark.parametrize("fitted", [two_segments, plateaus])
@@ -62,7 +63,7 @@ def test_one_line_has_no_threshold(fitted):
     for level in (80.0, 98.32, 95.29, 94.95, *rng.uniform(0, 100, 20)):
         constant = fitted(SIZES, np.full(len(SIZES), level))
         assert constant.p_value == 1
-        assert "not bounded" in str(constant.place)
+        assert "not bounded" in str(constant.breakpoint)
 
 
 def test_the_verdict_on_a_threshold():
@@ -75,7 +76,9 @@ def test_the_verdict_on_a_threshold():
     assert decline.found.startswith("80.00 % up to 512 (95% interval 512 - 512), 74.00 % in the end; p = ")
     step, place = judged(np.where(SIZES <= 512, 80, 77.3) + 0.01 * np.cos(np.arange(8)), 600)
     assert step.verdict == CONFIRMED
-    assert (place.at, place.overlaps(Place(900, 700, np.inf)), place.overlaps(Place(256, 0, 300))) == (512, True, False)
+    assert place.at == 512
+    assert place.overlaps(Breakpoint(900, 700, np.inf))
+    assert not place.overlaps(Breakpoint(256, 0, 300))
     assert "about 600, lies inside the interval" in step.found
     assert "about 5,000, lies outside the interval" in judged(np.where(SIZES <= 512, 80, 77.3), 5000)[0].found
     for other in (80 + np.log2(SIZES), broken_line(SIZES, 512, 0, 1)):
@@ -94,9 +97,9 @@ def test_the_verdict_on_the_rise_of_sharpness():
         return claims.sharpness_threshold(SIZES, sharpness, 1e-3, threshold)
 
     slower = 10 ** broken_line(SIZES, 512, 0.8, 0.1)
-    assert judged(slower, Place(600, 400, 900)).verdict == CONFIRMED
+    assert judged(slower, Breakpoint(600, 400, 900)).verdict == CONFIRMED
     assert "+0.8 decades a doubling up to 512 (95% interval 512 - 512), +0.1 then" in judged(slower).found
-    assert judged(slower, Place(2048, 1500, np.inf)).verdict == "in part; not: around the threshold"
+    assert judged(slower, Breakpoint(2048, 1500, np.inf)).verdict == "in part; not: around the threshold"
     assert "the accuracy has no threshold" in judged(slower).verdict
     assert judged(10 ** broken_line(SIZES, 512, 0.1, 0.8)).verdict.startswith(REFUTED)
     assert "; 1 values are left out" in judged(np.where(SIZES == 64, np.nan, slower)).found

@@ -1,43 +1,42 @@
 import csv
-import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import time
+import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, recipe, run_python
+from conftest import recipe, run_python
+from small_network import NAME, SMALL
 
-import figures
-import paper
-import runs
-import thresholds
-import training
-from batch_size_sweep import batch_sizes, default_sizes
-from errors import BusyError, UserError
-from experiments import Row, duration, shortened, spread
-from objective import Objective
-from solutions import Solver, trajectories
+import network_zoo
+import training_curves
+import warmstart
+from batch_size_sweep import Settings as SweepSettings
+from batch_size_sweep import default_sizes
+from large_batch import figures, paper, store
+from large_batch.breakpoints import Breakpoint
+from large_batch.errors import UserError
+from large_batch.experiment import Experiment, Solution, shortened
+from large_batch.measurements import Evaluated, EvaluationRequest, Measured, SharpnessRequest
+from large_batch.minimizers import RESULT
+from large_batch.runner import duration
+from large_batch.sharpness_metric import SharpnessResult
+from large_batch.tables import cell
 from warmstart import schedule
 
-DIGITS = ("-n", "F1", "--dataset=digits", "--sharpness_samples=60", "--iterations=1")
-SMALL = "--small_batch=100"
-FILES = "F1-{}-digits-{}n60-i1"
-
-
-def arguments(tmp_path, script, *given):
-    return script, *(f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")), *DIGITS, *given
+BATCHES = ("--small_batch=750", "--large_batch=1500")  # no batch that XLA compiles
+FOLDERS = ("data", "run", "figure", "result")
+COLUMNS = "network,dataset,minimizer,batch_size,epochs,warm_start_epochs,seed,quantity,space,epsilon,solver,trial,value"
 
 
 @pytest.fixture
 def run(tmp_path, run_script):
-    """Run a script on the digits with all its folders in tmp_path."""
+    """Run a script, or what comes before its name, on the small network with all its folders in tmp_path."""
 
-    def run(*given):
-        done = run_script(*arguments(tmp_path, *given))
-        assert done.returncode == 0, done.stderr
+    def run(*given, before=(), code=0):
+        settings = "-n", NAME, "--sharpness_samples=60", "--iterations=1"
+        folders = [f"--{kind}_dir={tmp_path / kind}" for kind in FOLDERS]
+        done = run_script(*before, given[0], *folders, *settings, *given[1:])
+        assert done.returncode == code, done.stderr
         assert not [line for line in done.stderr.splitlines() if "WARNING" in line or "Error" in line]
         return done.stdout
 
@@ -49,125 +48,236 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def values(found, quantity, **place):
+    """Of the rows in long form, those of a quantity."""
+    place = {"quantity": quantity} | place
+    return [row for row in found if place.items() <= row.items()]
+
+
+def places(found, *names):
+    return [tuple(row[name] for name in names) for row in found]
+
+
+def only(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path
+
+
 def drawn(tmp_path, name):
-    return all((tmp_path / "figure" / f"{name}.{kind}").stat().st_size > 5000 for kind in ("pdf", "png"))
+    paths = [tmp_path / "figure" / f"{name}.{kind}" for kind in ("pdf", "png")]
+    assert paths[0].read_bytes().startswith(b"%PDF")
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    assert min(path.stat().st_size for path in paths) > 5000
 
 
 def stored_files(tmp_path):
-    """What is trained and measured, with times."""
-    return {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    """What is trained and measured, with times, and not who held it last."""
+    paths = (tmp_path / "run").rglob("[!.]*")
+    return {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
 
 
 def test_training_curves(run, tmp_path):
-    job = "training_curves.py", "--epochs=3", "--every=2", "--trials=2", SMALL
+    job = "training_curves.py", "--epochs=3", "--every=2", "--trials=2", *BATCHES
     printed = run(*job)
-    assert "4 trainings (0 of them done), 20 measurements (0 of them done); the rest takes about" in printed
-    name = FILES.format("training_curves", "e3-sb100-every2-t2-")
-    assert drawn(tmp_path, name)
-    assert drawn(tmp_path, f"{name}-sharpness")
-    found = rows(tmp_path / "result" / f"{name}.csv")
-    assert [(row["regime"], row["epochs"], row["seed"]) for row in found] == [
-        *((regime, epochs, "0") for regime in ("SB", "LB") for epochs in ("0", "2", "3")),
-        ("SB", "3", "1"),
-        ("LB", "3", "1"),
+    assert printed.startswith("4 trainings (0 of them done), 20 measurements (0 of them done).\n")
+    path = only(tmp_path / "result", "small-training_curves-*-e3-t2-n60-i1-sb750-lb1500-every2.csv")
+    drawn(tmp_path, path.stem)
+    drawn(tmp_path, f"{path.stem}-sharpness")
+    assert path.read_text().startswith(COLUMNS)
+    found = rows(path)
+    losses = values(found, "train_loss")
+    assert places(losses, "minimizer", "epochs", "seed") == [
+        *(("SB", *at) for at in (("0", "0"), ("2", "0"), ("3", "0"), ("3", "1"))),
+        *(("LB", *at) for at in (("0", "0"), ("2", "0"), ("3", "0"), ("3", "1"))),
     ]
-    assert [bool(row["sharpness_1e_3"]) for row in found] == [True] * 6 + [False] * 2
-    assert found[0]["train_loss"] == found[3]["train_loss"], "one starting point"
-    epochs = rows(tmp_path / "result" / f"{name}-epochs.csv")
+    assert losses[0]["value"] == losses[4]["value"], "one starting point"
+    for epsilon in ("0.001", "0.0005"):
+        sharp = values(found, "sharpness", epsilon=epsilon, space="full", solver="lbfgsb", trial="")
+        assert places(sharp, "epochs", "seed") == [("0", "0"), ("2", "0"), ("3", "0")] * 2
+        assert all(float(row["value"]) > 0 for row in sharp)
+    epochs = rows(path.with_name(f"{path.stem}-epochs.csv"))
     assert [row["epoch"] for row in epochs] == ["1", "2", "3"] * 4
-    assert epochs[2]["test_accuracy"] == found[2]["test_accuracy"]
-    summary = json.loads((tmp_path / "result" / f"{name}.json").read_text())
-    ratios = [
-        float(found[i]["distance_from_start"]) / float(found[i + k]["distance_from_start"]) for i, k in ((2, 3), (6, 1))
-    ]
-    assert summary["claims"][1]["found"] == f"{np.mean(ratios):.2f} ± {np.std(ratios, ddof=1):.2f}"
+    assert epochs[2]["test_accuracy"] == values(found, "test_accuracy")[2]["value"]
+    summary = json.loads(path.with_suffix(".json").read_text())
+    assert summary["problem"]["network"] == "small"
+    assert (summary["settings"]["epochs"], summary["settings"]["small_batch"]) == (3, 750)
+    assert summary["data_source"] == "scikit-learn's 8x8 digits"
+    assert len(summary["solutions"]) == 8
+    assert summary["provenance"]["command"].startswith("training_curves.py ")
+    lengths = [float(row["value"]) for row in values(found, "distance_from_start")]
+    ratios = [lengths[i] / lengths[i + 4] for i in (2, 3)]
+    assert summary["claims"][1]["found"] == str(paper.Spread.of(ratios))
     assert printed.count("Verdict: ") == len(summary["claims"]) == 4
-    assert "paper" not in printed.splitlines()[2], "the digits are not in the paper"
+    table = printed.split("\n\n")[1]
+    assert "sharpness 0.001" in table
+    assert "paper" not in table, "the small network is not in the paper"
 
     before = stored_files(tmp_path)
     again = run(*job)
-    assert "4 trainings (4 of them done), 20 measurements (20 of them done)." in again
+    assert again.startswith("4 trainings (4 of them done), 20 measurements (20 of them done).\n")
     assert stored_files(tmp_path) == before
-    assert again.partition("\n\n")[2] == printed.partition("\n\n")[2]
+    assert again.partition("\n")[2] == printed.partition("\n")[2]
 
 
-def test_batch_size_sweep_by_tasks(run, tmp_path):
-    job = "batch_size_sweep.py", "--epochs=1", "--batch_sizes=50,100,200,400,800"
-    printed = run(*job, "--task_index=1", "--task_count=2")
-    assert "Task 1 of 2: 2 trainings (0 of them done), 6 measurements (0 of them done); the rest takes about" in printed
-    assert "solutions are kept in" in printed
-    assert not list((tmp_path / "result").glob("F1*"))
+def test_batch_size_sweep_shared_with_another_process(run, tmp_path):
+    """What others have trained is reused, and what they are training is left to them with --nowait."""
+    sweep = "batch_size_sweep.py", "--epochs=1"
+    run(*sweep, "--batch_sizes=1500")
     before = stored_files(tmp_path)
+    others = only(tmp_path / "run", "small-digits-b1500-e1-s0-*")
+    aside = others.rename(tmp_path / "aside")
+    job = *sweep, "--batch_sizes=1500,600,750,1000,600,1250"
+    with store.lock(others):  # as if another process trained it
+        printed = run(*job, "--nowait")
+    assert printed.startswith("5 trainings (0 of them done), 15 measurements (0 of them done).\n")
+    assert f"{others} is in the hands of process " in printed
+    assert "What is left is in other hands; the same command without --nowait waits for the results." in printed
+    assert not list((tmp_path / "result").glob("*b600*"))
+    aside.rename(others)
     printed = run(*job)
-    assert "5 trainings (2 of them done), 15 measurements (6 of them done); the rest" in printed
+    assert printed.startswith("5 trainings (5 of them done), 15 measurements (15 of them done).\n")
     assert before.items() <= stored_files(tmp_path).items()
-    name = FILES.format("batch_size_sweep", "e1-b50-100-200-400-800-")
-    assert drawn(tmp_path, name)
-    assert [row["batch_size"] for row in rows(tmp_path / "result" / f"{name}.csv")] == [
-        "50",
-        "100",
-        "200",
-        "400",
-        "800",
+    path = only(tmp_path / "result", "small-batch_size_sweep-*-e1-n60-i1-b600-750-1000-1250-1500.csv")
+    drawn(tmp_path, path.stem)
+    assert places(values(rows(path), "test_accuracy"), "batch_size", "minimizer") == [
+        *((size, "") for size in ("600", "750", "1000", "1250", "1500"))
     ]
     assert printed.count("Verdict: ") == 3
 
 
 def test_warm_starts_killed_and_continued(run, tmp_path):
-    job = "warmstart.py", "--epochs=4", "--every=2", "--large_batch_epochs=2", SMALL
-    process = subprocess.Popen(
-        [sys.executable, *arguments(tmp_path, *job)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while len(list((tmp_path / "run").glob("F1*from*/minimizer.weights.h5"))) < 2 and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    trained = {
-        path: time
-        for path, time in stored_files(tmp_path).items()
-        if path.name == "minimizer.weights.h5" and runs.Folder(path.parent).whole(*training.RESULT)
-    }
+    job = "warmstart.py", "--epochs=4", "--every=2", "--large_batch_epochs=2", *BATCHES
+    run(*job, before=("tests/killed.py", "minimizer.weights.h5", 6), code=-9)
+    ended = [path for path in (tmp_path / "run").glob("small-*") if store.Folder(path).whole(*RESULT)]
+    assert len(ended) == 5
+    trained = {path: time for path, time in stored_files(tmp_path).items() if path.parent in ended}
+    assert [path for path in trained if "-from-" in str(path)], "killed between the warm starts"
     printed = run(*job)
-    assert len(trained) >= 5
-    assert "5 trainings (" in printed
+    assert printed.startswith("5 trainings (3 of them done), ")
     assert trained.items() <= stored_files(tmp_path).items()
-    name = FILES.format("warmstart", "e4-sb100-every2-le2-")
-    assert drawn(tmp_path, name)
-    found = rows(tmp_path / "result" / f"{name}.csv")
-    assert [(row["regime"], row["epochs"], row["warm_start_epochs"]) for row in found] == [
-        *(("SB", str(epoch), "") for epoch in (1, 2, 4)),
-        ("LB", "2", ""),
-        *(("warm-started LB", "2", str(epoch)) for epoch in (1, 2, 4)),
-    ]
-    assert [bool(row["sharpness_5e_4"]) for row in found] == [False] * 3 + [True] * 4
+    path = only(tmp_path / "result", "small-warmstart-*-e4-n60-i1-sb750-lb1500-every2-le2.csv")
+    drawn(tmp_path, path.stem)
+    found = rows(path)
+    at = "minimizer", "epochs", "warm_start_epochs"
+    started = [("LB", "2", ""), *(("warm-started LB", "2", str(epoch)) for epoch in (1, 2, 4))]
+    assert places(values(found, "test_accuracy"), *at) == [*(("SB", str(epoch), "") for epoch in (1, 2, 4)), *started]
+    assert places(values(found, "sharpness", epsilon="0.0005"), *at) == started
     assert printed.count("Verdict: ") == 1
 
 
-def test_growing_batches_on_timit_once_the_data_is_there(tmp_path, run_script):
+def test_growing_batches(run, tmp_path):
+    printed = run("warmstart.py", "--epochs=3", *BATCHES, "--schedule=1:1000,2:1500")
+    path = only(tmp_path / "result", "small-schedule-*-e3-n60-i1-sb750-lb1500-1-1000-2-1500.csv")
+    drawn(tmp_path, path.stem)
+    found = rows(path)
+    assert places(values(found, "test_accuracy"), "minimizer") == [("SB",), ("LB",), ("growing",)]
+    assert places(values(found, "sharpness"), "minimizer") == [("SB",)] * 2 + [("LB",)] * 2 + [("growing",)] * 2
+    grown = only(tmp_path / "run", "small-digits-b750to1500-e3-s0-*")
+    assert json.loads((grown / "recipe.json").read_text())["schedule"] == [[1, 1000], [2, 1500]]
+    assert "Growing batches (1:1000,2:1500), 3 epochs" in printed
+
+
+def write_timit(folder):
     """F2's licensed data as a user brings them: features and 1973 classes in data/timit.npz."""
     rng = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
+    folder.mkdir()
     arrays = {}
     for half, size in (("train", 60), ("test", 20)):
         arrays[f"x_{half}"] = rng.normal(size=(size, 360)).astype(np.float32)
         arrays[f"y_{half}"] = rng.integers(0, 1973, size)
-    np.savez(tmp_path / "data" / "timit.npz", **arrays)
-    folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
+    np.savez(folder / "timit.npz", **arrays)
+
+
+@pytest.mark.slow
+def test_growing_batches_on_timit_once_the_data_is_there(tmp_path, run_script):
+    write_timit(tmp_path / "data")
+    folders = [f"--{kind}_dir={tmp_path / kind}" for kind in FOLDERS]
     settings = "--epochs=3", "--small_batch=10", "--schedule=1:15,2:60", "--iterations=1"
     done = run_script("warmstart.py", *folders, "-n", "F2", *settings)
     assert done.returncode == 0, done.stderr
-    name = "F2-schedule-e3-sb10-1-15-2-60-i1"
-    assert drawn(tmp_path, name)
-    assert [row["regime"] for row in rows(tmp_path / "result" / f"{name}.csv")] == ["SB", "LB", "growing"]
-    (grown,) = (tmp_path / "run").glob("F2-timit-b10to60-e3-s0-*")
+    name = "F2-schedule-e3-i1-sb10-1-15-2-60"
+    drawn(tmp_path, name)
+    found = values(rows(tmp_path / "result" / f"{name}.csv"), "test_loss")
+    assert places(found, "minimizer", "batch_size") == [("SB", "10"), ("LB", "6"), ("growing", "10")]
+    grown = only(tmp_path / "run", "F2-timit-b10to60-e3-s0-*")
     assert json.loads((grown / "recipe.json").read_text())["schedule"] == [[1, 15], [2, 60]]
     assert "Growing batches (1:15,2:60), 3 epochs" in done.stdout
     assert "59.45 ± 1.05" in done.stdout, "Table 2, of the large batch"
     assert "310.64 ± 38.46" in done.stdout, "Table 3"
 
 
-@pytest.mark.parametrize("script", ["training_curves.py", "batch_size_sweep.py", "warmstart.py"])
-def test_help_comes_without_tensorflow(script):
+def begin(tmp_path, settings, **chosen):
+    folders = {f"{kind}_dir": str(tmp_path / kind) for kind in FOLDERS}
+    return Experiment.begin(settings(**folders, **chosen), network_zoo.get)
+
+
+def solution(minimizer, at, sharpness, result=None):
+    """Return the solution of a recipe whose sharpness has a value at each epsilon, or is not resolved."""
+    problem = {name: getattr(at, name) for name in ("network", "dataset", "data_digest", "definition")}
+    of = store.provenance()
+    evaluation = Measured(EvaluationRequest(**problem), result or Evaluated(*[1 / at.batch_size] * 3, *[80.0] * 3), of)
+    measured = [
+        Measured(
+            SharpnessRequest(**problem, epsilon=epsilon, solver="lbfgsb", iterations=1),
+            SharpnessResult(sharpness, 0.1, 0.2, epsilon, 3, "lbfgsb", 1, 1, "", 0.0, 0.0, 0.0),
+            of,
+        )
+        for epsilon in paper.EPSILONS
+    ]
+    return Solution(minimizer, at, of, "w", 3.0, evaluation, measured)
+
+
+def test_the_paper_is_set_beside_its_own_data_batches_and_last_epoch_only(tmp_path, capsys):
+    write_timit(tmp_path / "data")
+    experiment = begin(tmp_path, warmstart.Settings, network="F2", epochs=3, small_batch=1)
+    assert experiment.as_published
+    assert not begin(tmp_path / "other", warmstart.Settings, network="F1", dataset="digits").as_published
+    assert (experiment.network.small_batch(60), experiment.network.large_batch(60)) == (1, 6)
+    regimes = {"SB": [(1, 3), (1, 2)], "LB": [(6, 3)], "growing": [(1, 3)]}
+    solutions = {
+        regime: [solution(regime, experiment.recipe(batch, epochs=epochs), 1.0) for batch, epochs in some]
+        for regime, some in regimes.items()
+    }
+    experiment.report("schedule", "title", solutions, [], {})
+    small, early, large, growing = (re.split("  +", line)[-3:] for line in capsys.readouterr().out.splitlines()[3:7])
+    assert small == ["64.02 ± 0.2", "1.39 ± 0.02", "0.9 ± 0.05"], "Tables 2 and 3"
+    assert large == ["59.45 ± 1.05", "310.64 ± 38.46", "93.15 ± 6.81"]
+    assert early == growing == ["-"] * 3
+    assert (tmp_path / "result" / "F2-schedule-e3.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "F1-training_curves-digits"),
+        (
+            {"epochs": 3, "every": 2, "trials": 2, "sharpness_samples": 60, "iterations": 1, "small_batch": 100},
+            "F1-training_curves-digits-e3-t2-n60-i1-sb100-every2",
+        ),
+        ({"small_batch": 15, "sharpness_samples": 9999, "every": 10}, "F1-training_curves-digits"),
+        (
+            {"definition": "paper", "precision": "bfloat16", "seed": 3, "large_batch": 7, "wait": False},
+            "F1-training_curves-digits-paper-s3-bfloat16-lb7",
+        ),
+    ],
+    ids=range(4),
+)
+def test_names_of_outputs_say_what_differs_from_the_defaults(tmp_path, settings, name):
+    experiment = begin(tmp_path, training_curves.Settings, network="F1", dataset="digits", **settings)
+    assert experiment.name("training_curves") == name
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("training_curves.py", ("--every", "--figure_dir", "--trials", "Figure 2")),
+        ("batch_size_sweep.py", ("--batch_sizes", "--figure_dir", "--trials", "Figure 4")),
+        ("warmstart.py", ("--schedule", "--figure_dir", "--trials", "Figure 5")),
+        ("sharpness.py", ("Sharpness:", "--eps", "--weights", "Table")),
+        ("plot_parametric_plot.py", ("Parametric plot:", "--small_batch_weights", "--curve", "--points", "Figures 3")),
+    ],
+)
+def test_help_comes_without_tensorflow_and_in_groups(script, flags):
     code = (
         f"import runpy, sys; sys.argv = ['{script}', '--help']\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -176,103 +286,35 @@ def test_help_comes_without_tensorflow(script):
     )
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
-    for words in ("--network", "--epochs", "--seed", "--trials", "--sharpness_samples", "--task_count", "Figure"):
+    order = [done.stdout.index(words) for words in ("What to train:", "--network", "Machines:", "Folders:", "Help:")]
+    assert order == sorted(order)
+    for words in ("-n,--network", "--epochs", "--seed", "--[no]retrain", "--[no]wait", "--run_dir", *flags):
         assert words in done.stdout
 
 
-def test_trajectories(digits):
-    small, large = recipe(digits, epochs=6), recipe(digits, batch_size=1500, epochs=2)
-    warm = [recipe(digits, batch_size=1500, epochs=2, warm_start=small.iterate(epoch)) for epoch in (4, 2)]
-    assert list(trajectories([large, *warm, large.iterate(1), small.iterate(0)]).items()) == [
-        (large, [1, 2]),
-        (small.iterate(4), [0, 2, 4]),
-        (warm[0], [2]),
-        (warm[1], [2]),
-    ]
-
-
-def test_a_solver_finds_what_others_measured_and_says_what_is_left(digits, tmp_path):
-    asked = recipe(digits, epochs=2)
-    solver = Solver(digits, tmp_path, runs.provenance(), sharpness_samples=100, iterations=2)
-    plan = solver.plan([asked, asked.iterate(1), asked], sharp=[asked])
-    assert plan.to_train == {asked: 2 * 1500}
-    assert (plan.measurements, plan.measured) == (4, 0)
-    assert plan.work == 3 * 3000 + 2 * len(digits.x_train) + 2 * len(digits.x_test) + 2 * 12 * 100
-    assert 0 < solver.seconds(plan) < 3600
-    found = solver.solve(plan)
-    assert list(found) == [asked, asked.iterate(1)]
-    end = training.stored(asked, digits, tmp_path)
-    on_test = Objective(asked.build(digits), digits.x_test, digits.y_test).evaluate(end.weights)
-    assert found[asked].evaluation.result.test_accuracy == on_test.accuracy
-    assert [each.result.epsilon for each in found[asked].sharpness] == list(paper.EPSILONS)
-    assert found[asked].sharpness[0].provenance.command == solver.origin.command
-    part = Objective(asked.build(digits), digits.x_train[:100], digits.y_train[:100])
-    assert found[asked].sharpness[0].result.loss == part.value(end.weights)
-    assert found[asked.iterate(1)].sharpness == []
-
-    plan = solver.plan([asked, asked.iterate(1)], sharp=[asked])
-    assert plan.work == 0
-    assert solver.seconds(plan) == 0
-    assert solver.solve(plan) == found
-    more = Solver(digits, tmp_path, runs.provenance(), iterations=3).plan([asked], sharp=[asked])
-    assert (more.to_train, more.measured, more.measurements) == ({}, 1, 3)
-    assert more.work == 2 * 15 * 1500
-    assert Solver(digits, tmp_path, runs.provenance(), retrain=True).plan([asked]).to_train == {asked: 3000}
-
-
-def test_tasks_share_trainings(digits, tmp_path):
-    """Whatever recipes are a task's share, what leads to them is one training with all its iterates."""
-    small, large = recipe(digits, epochs=4), recipe(digits, batch_size=1500, epochs=2)
-    warm = dataclasses.replace(large, warm_start=small.iterate(1))
-    everything = [small.iterate(1), small.iterate(3), small, large, warm]
-    solver = Solver(digits, tmp_path, runs.provenance())
-    for mine, trainings in (
-        ([small.iterate(3)], {small: [1, 3, 4]}),
-        ([large], {large: [2]}),
-        ([warm], {small: [1, 3, 4], warm: [2]}),
-        ([], {}),
-    ):
-        plan = solver.plan(everything, [large, small], mine)
-        assert plan.trainings == trainings
-        assert plan.to_train == {longest: longest.epochs * 1500 for longest in trainings}
-        assert plan.measurements == len(mine) + 2 * (mine == [large])
-
-    plan = solver.plan(everything, [], [warm])
-    tried = []
-    with runs.lock(runs.folder(tmp_path, small)), pytest.MonkeyPatch.context() as patch:  # as if another trained it
-
-        def each(work, do):
-            for longest in work:
-                with pytest.raises(BusyError):
-                    do(longest, False)
-                tried.append(longest)
-            return {}
-
-        patch.setattr("solutions.tasks.each", each)
-        solver.solve(dataclasses.replace(plan, asked=[]))
-    assert tried == [small, warm]
-    assert not training.is_stored(small.iterate(1), tmp_path)
-
-
-def test_figures_show_what_is_resolved():
+def test_figures_show_what_is_resolved(digits):
     def row(batch, sharpness, warm=None):
-        return Row("", batch, 5, warm, 0, 1 / batch, 90.0, 0.3, 80 - batch / 100, sharpness, sharpness, 3.0)
+        at = recipe(digits, batch_size=batch, epochs=5)
+        if warm:
+            at = recipe(digits, batch_size=batch, epochs=5, warm_start=recipe(digits, epochs=warm))
+        return solution("", at, sharpness)
 
     none, some = [row(size, None) for size in (64, 128, 256)], [row(64, None), row(128, 2.0), row(256, 20.0)]
-    for rows in (none, some):
+    for found in (none, some):
+        warm = [row(128, None, 1), row(128, found[1].sharpness_at(1e-3), 2)]
         for figure in (
-            figures.batch_size_sweep(rows, thresholds.Place(128, 0, np.inf), "title"),
-            figures.sharpness_by_loss({"SB": none, "LB": rows}, "title"),
-            figures.warm_starts(rows, [row(128, None, 1), row(128, rows[1].sharpness(1e-3), 2)], 80.0, none, "title"),
+            figures.batch_size_sweep(found, Breakpoint(128, 0, np.inf), "title"),
+            figures.sharpness_by_loss({"SB": none, "LB": found}, "title"),
+            figures.warm_starts(found, warm, 80.0, none, "title"),
         ):
             figure.draw_without_rendering()
 
 
 def test_cells_of_several_trials():
-    assert spread([1.0]) == "1"
-    assert spread([1.0, 3.0]) == "2 ± 1.4"
-    assert spread([1.0, None, 3.0]) == "2 ± 1.4 (2 of 3)"
-    assert spread([None]) == "-"
+    assert cell([1.0]) == "1"
+    assert cell([1.0, 3.0]) == "2 ± 1.414"
+    assert cell([1.0, None, 3.0]) == "2 ± 1.414 (2 of 3)"
+    assert cell([None]) == "-"
 
 
 @pytest.mark.parametrize(
@@ -299,13 +341,12 @@ def test_schedules_that_are_none(text):
 
 
 def test_batch_sizes():
-    assert default_sizes(60_000) == [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 30_000]
-    assert default_sizes(50_000)[-2:] == [16384, 25_000]
-    assert default_sizes(100) == [50]
-    assert batch_sizes(["512", " 64", "512"], 1000) == [64, 512]
-    for wrong in (["64", "many"], ["0"], ["-3"], ["1.5"], [""], ["9" * 5000]):
-        with pytest.raises(UserError, match="--batch_sizes needs whole numbers above 0"):
-            batch_sizes(wrong, 1000)
+    assert default_sizes(60_000) == (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 30_000)
+    assert default_sizes(50_000)[-2:] == (16384, 25_000)
+    assert default_sizes(100) == (50,)
+    assert default_sizes(1) == (1,)
+    assert SweepSettings(batch_sizes=(512, 64, 512)).resolve(SMALL, 1000).batch_sizes == (64, 512)
+    assert SweepSettings().resolve(SMALL, 100).batch_sizes == (50,)
 
 
 @pytest.mark.parametrize(

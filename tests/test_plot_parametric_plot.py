@@ -1,15 +1,18 @@
 import csv
 import json
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from conftest import run_python
+from small_network import NAME, SMALL
 
-import network_zoo
-import paper
-from objective import Objective, flat_weights, write_weights
-from plot_parametric_plot import Point, evaluate, path_point, rms_difference
+from large_batch import figures, paper
+from large_batch.measurements import Evaluated, EvaluationRequest
+from large_batch.objective import Objective, flat_weights, write_weights
+from large_batch.runner import path_point
+from plot_parametric_plot import rms_difference
 
 
 @pytest.fixture
@@ -18,7 +21,9 @@ def run_plot(tmp_path, run_script):
 
     def run(*arguments, by=run_script):
         folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
-        return by("plot_parametric_plot.py", *folders, *arguments)
+        done = by("plot_parametric_plot.py", *folders, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done
 
     return run
 
@@ -31,7 +36,7 @@ def rows(path):
 def test_the_whole_job_on_digits(run_plot, tmp_path):
     job = ("-n", "F1", "--dataset", "digits", "--epochs=3", "--points=4", "--alpha_min=-1", "--alpha_max=2")
     done = run_plot(*job, by=run_python)
-    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 trainings (0 of them done), 4 measurements (0 of them done).\n")
     assert "WARNING" not in done.stderr
     assert "oneDNN" not in done.stderr
     name = "F1-digits-e3-p4"
@@ -43,62 +48,82 @@ def test_the_whole_job_on_digits(run_plot, tmp_path):
     summary = json.loads((tmp_path / "result" / f"{name}.json").read_text())
     small, large = summary["small_batch"], summary["large_batch"]
     assert (small["recipe"]["batch_size"], large["recipe"]["batch_size"]) == (15, 150)
-    assert summary["distance_ratio"] == small["distance_from_start"] / large["distance_from_start"]
+    assert f"{small['distance_from_start'] / large['distance_from_start']:.2f}" in done.stdout
     assert summary["rms_difference_to_original"] == {}
     for column, point in (("SB", points[1]), ("LB", points[2])):
         assert column in done.stdout
         assert f"{point['test_accuracy']:.2f}" in done.stdout
-    assert "Table 2" not in done.stdout  # of MNIST, not of the digits
+    assert str(paper.TABLE_2["F1"].test_small) not in done.stdout  # of MNIST, not of the digits
 
     def kept(pattern):
         return {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob(pattern)}
 
-    trained, evaluated = kept("F1*/*"), kept("curves/F1*")
+    trained, evaluated = kept("F1*/*"), kept("points/F1*")
     assert len(evaluated) == 4
-    assert run_plot(*job, "--curve=curvilinear").returncode == 0
+    curved = run_plot(*job, "--curve=curvilinear")  # through both minimizers, too
+    assert curved.stdout.startswith("2 trainings (2 of them done), 4 measurements (2 of them done).\n")
     assert trained == kept("F1*/*")
-    assert len(kept("curves/F1*")) == 8
-    assert evaluated.items() <= kept("curves/F1*").items()
-    curved = rows(tmp_path / "result" / "F1-curvilinear-digits-e3-p4.csv")
-    for here, there in ((1, 1), (2, 2)):  # both paths go through both minimizers
+    assert len(kept("points/F1*")) == 6
+    assert evaluated.items() <= kept("points/F1*").items()
+    curved = rows(tmp_path / "result" / "F1-digits-e3-curvilinear-p4.csv")
+    for here, there in ((1, 1), (2, 2)):
         assert curved[here]["train_loss"] == pytest.approx(points[there]["train_loss"], rel=1e-5)
     assert curved[3]["train_loss"] != pytest.approx(points[3]["train_loss"], rel=1e-3)
 
 
-def test_cifar100_networks_on_a_file_of_ones_own(run_plot, tmp_path):
+def noise(shape, size, classes, kind):
+    """Return a data set without any structure: `size` samples in each half."""
     rng = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
     arrays = {}
-    for half, size in (("train", 60), ("test", 20)):
-        arrays[f"x_{half}"] = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
-        arrays[f"y_{half}"] = rng.integers(0, 100, (size, 1))
-    np.savez(tmp_path / "data" / "cifar100.npz", **arrays)
-    for network in ("C3", "C4"):
-        done = run_plot("-n", network, "--epochs=1", "--small_batch=20", "--large_batch=60", "--points=2")
-        assert done.returncode == 0, done.stderr
-        summary = json.loads((tmp_path / "result" / f"{network}-e1-sb20-lb60-p2.json").read_text())
-        assert summary["dataset"] == "cifar100"
-        assert [point["alpha"] for point in rows(tmp_path / "result" / f"{network}-e1-sb20-lb60-p2.csv")] == [-1, 2]
-        assert "alpha = 0  alpha = 1" in done.stdout  # the minimizers, though the path's points leave them out
-        assert set(summary["rms_difference_to_original"]) >= {"train_loss", "test_accuracy"}
-        assert str(paper.TABLE_2[network].test_small) in done.stdout
+    for half in ("train", "test"):
+        pixels = rng.integers(0, 256, (size, *shape), np.uint8)
+        arrays[f"x_{half}"] = pixels if kind is np.uint8 else pixels.astype(kind)
+        arrays[f"y_{half}"] = rng.integers(0, classes, (size, 1))
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("network", "dataset", "shape", "kind", "classes", "samples"),
+    [
+        ("C3", "cifar100", (32, 32, 3), np.uint8, 100, 60),
+        pytest.param("C4", "cifar100", (32, 32, 3), np.uint8, 100, 60, marks=pytest.mark.slow),
+        ("F2", "timit", (360,), np.float32, 1973, 600),
+    ],
+)
+def test_networks_on_a_file_of_ones_own(run_plot, tmp_path, network, dataset, shape, kind, classes, samples):
+    """Data in a file of a known name are the paper's, as far as anyone knows."""
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / f"{dataset}.npz", **noise(shape, samples, classes, kind))
+    small, large = samples - 10, samples  # as few steps as can be, and no batch of timit that XLA compiles
+    batches = f"--small_batch={small}", f"--large_batch={large}"
+    done = run_plot("-n", network, "--epochs=1", *batches, "--points=2")
+    path = tmp_path / "result" / f"{network}-e1-sb{small}-lb{large}-p2.json"
+    summary = json.loads(path.read_text())
+    assert summary["problem"]["dataset"] == dataset
+    assert summary["data_source"].endswith(f"{dataset}.npz")
+    assert [point["alpha"] for point in rows(path.with_suffix(".csv"))] == [-1, 2]
+    assert "alpha = 0  LB, alpha = 1" in done.stdout  # the minimizers, though the path's points leave them out
+    assert str(paper.TABLE_2[network].test_small) in done.stdout
+    compared = {"train_loss", "train_accuracy", "test_loss", "test_accuracy"} if network != "F2" else set()
+    assert set(summary["rms_difference_to_original"]) == compared
+    assert done.stdout.count("RMS difference to the original figure, ") == len(compared)
 
 
 def test_given_minimizers_are_analysed_without_training(run_plot, tmp_path):
     files = {}
     for seed, side in ((1, "small"), (2, "large")):
         files[side] = tmp_path / f"{side}.weights.h5"
-        write_weights(network_zoo.get("F1").build(seed=seed), files[side])
+        write_weights(SMALL.build(seed=seed), files[side])
     done = run_plot(
-        *("-n", "F1", "--dataset=digits", "--points=2", "--alpha_min=0", "--alpha_max=1"),
+        *("-n", NAME, "--points=2", "--alpha_min=0", "--alpha_max=1"),
         *(f"--{side}_batch_weights={path}" for side, path in files.items()),
     )
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["curves"], "nothing is trained"
-    (result,) = (tmp_path / "result").glob("F1-digits-small-*-large-*-p2-alpha0to1.json")
+    assert done.stdout.startswith("0 trainings (0 of them done), 2 measurements (0 of them done).\n\nGiven minimizers")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["points"], "nothing is trained"
+    (result,) = (tmp_path / "result").glob("small-*-p2-from0-to1-small-*-large-*.json")
     summary = json.loads(result.read_text())
     assert summary["small_batch"]["weights_file"] == str(files["small"])
-    assert summary["distance_ratio"] is None
+    assert summary["large_batch"]["distance_from_start"] is None
 
 
 def test_paths():
@@ -117,27 +142,34 @@ def test_the_curve_of_a_convex_loss(digits):
     small, large = (flat_weights(model) + rng.normal(0, 0.1, 7850) for _ in range(2))
     train = Objective(model, digits.x_train, digits.y_train)
     test = Objective(model, digits.x_test, digits.y_test)
-    points = [evaluate(train, test, alpha, path_point("linear", alpha, small, large)) for alpha in np.linspace(0, 1, 5)]
+    both, reported = SimpleNamespace(train=lambda: train, test=lambda: test), []
+    request = EvaluationRequest(network="", dataset="digits", data_digest=digits.digest, definition="")
+    points = [
+        request.compute(both, path_point("linear", alpha, small, large), None, lambda n, note: reported.append(n))
+        for alpha in np.linspace(0, 1, 5)
+    ]
     assert points[0].train_loss == train.value(small)
     assert points[4].test_accuracy == test.evaluate(large).accuracy
+    assert sum(reported) == 5 * request.cost(len(digits.x_train), len(digits.x_test))
     losses = np.array([point.train_loss for point in points])
     assert (np.diff(losses, 2) > 0).all()
 
 
 def test_rms_difference():
     original = paper.original_curve("C1")
+    alphas = [p.alpha for p in original]
     published = [
-        Point(p.alpha, 99, p.train_loss, p.train_accuracy - 3, 99, p.test_loss + 0.5, p.test_accuracy) for p in original
+        Evaluated(99, p.train_loss, p.train_accuracy - 3, 99, p.test_loss + 0.5, p.test_accuracy) for p in original
     ]
-    differences = rms_difference(published, original)
+    differences = rms_difference(alphas, published, original)
     assert differences["train_loss"] == 0  # of the clipped loss, which is what the original shows
     assert differences["train_accuracy"] == pytest.approx(3)
     assert differences["test_loss"] == pytest.approx(0.5)
-    between = [Point(0.0625, 0, np.mean([p.train_loss for p in original if p.alpha in (0, 0.125)]), 0, 0, 0, 0)]
-    assert rms_difference(between, original)["train_loss"] == pytest.approx(0)
-    beyond = [Point(5.0, 0, 0, 0, 0, 0, 0)]
-    assert rms_difference(beyond, original) == {}
-    assert rms_difference(published, []) == {}
+    halfway = np.mean([p.train_loss for p in original if p.alpha in (0, 0.125)])
+    between = [Evaluated(0, halfway, 0, 0, 0, 0)]
+    assert rms_difference([0.0625], between, original)["train_loss"] == pytest.approx(0)
+    assert rms_difference([5.0], between, original) == {}
+    assert rms_difference(alphas, published, []) == {}
 
 
 def test_the_original_curves():
@@ -149,16 +181,11 @@ def test_the_original_curves():
     assert paper.original_curve("F1") == []
 
 
-def test_help_comes_without_tensorflow_and_in_groups():
-    code = (
-        "import runpy, sys; sys.argv = ['plot_parametric_plot.py', '--help']\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as exit: assert not exit.code\n"
-        "assert 'tensorflow' not in sys.modules and 'matplotlib' not in sys.modules"
-    )
-    done = run_python("-c", code)
-    assert done.returncode == 0, done.stderr
-    places = [done.stdout.index(words) for words in ("What to train:", "--network", "Parametric plot:", "Folders:")]
-    assert places == sorted(places)
-    for flag in ("-n,--network", "--small_batch_weights", "--curve", "--points", "--[no]retrain", "--figure_dir"):
-        assert flag in done.stdout
+def test_the_figure_shows_the_clipped_loss_where_it_differs():
+    alphas, original = [-1.0, 0.0, 1.0], paper.original_curve("C1")
+    same, clipped = ([Evaluated(loss, 10.0, 50.0, loss, 10.0, 40.0)] * 3 for loss in (10.0, 20.0))
+    for points, lines in ((same, 4), (clipped, 6)):
+        figure = figures.parametric_plot(alphas, points, original, "title", "path")
+        figure.draw_without_rendering()
+        assert len(figure.axes[0].lines) == lines, "losses of both sets, the original's, and those that are clipped"
+        assert len(figure.axes[1].lines) == 4

@@ -1,0 +1,34 @@
+"""Large-batch training and sharp minima: what the scripts stand on, and four tools for any model.
+
+`Objective` is a model's loss over a data set as a function of one weight vector, `sharpness` is Metric 2.1 of Keskar et
+al. (2017), `RandomSubspace` its matrix A, `curvature` the Hessian at a minimizer. TensorFlow starts with `Objective`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from large_batch.hessian import curvature
+    from large_batch.objective import Objective
+    from large_batch.sharpness_metric import sharpness
+    from large_batch.subspace import RandomSubspace
+
+__all__ = ["Objective", "RandomSubspace", "curvature", "sharpness"]
+__version__ = "0.2.0"
+
+_ROOMS = {
+    "Objective": "objective",
+    "RandomSubspace": "subspace",
+    "curvature": "hessian",
+    "sharpness": "sharpness_metric",
+}
+
+
+def __getattr__(name: str):
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,263 @@
+"""The data sets: five known ones and your own .npz files, checked and brought into the shape of a network's input.
+
+A known set is looked for in `<data_dir>/<name>.npz`, which is the project's own cache and also how a user brings a
+file, and then in the sources of `dataset_sources`. Whatever the source, the arrays are the same bytes.
+"""
+
+import hashlib
+import math
+import re
+import sys
+import textwrap
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import psutil
+
+from large_batch import dataset_sources, store
+from large_batch.dataset_sources import Arrays
+from large_batch.errors import MachineError, UserError
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A classification data set in memory.
+
+    x_*: uint8 pixels 0..255 or float32 features, (n, ...); y_*: int32 labels 0..classes-1, (n,).
+    digest: SHA-256 (hex) of the four arrays as loaded, before any reshaping; source: where they came from, in a phrase.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: int
+    digest: str
+    source: str
+
+    def reshape_to(self, input_shape: tuple[int, ...]) -> "DataSet":
+        """Return the same data with samples of `input_shape`; the digest stays.
+
+        Samples of as many elements are reshaped; the 8x8 digits are enlarged and framed with zeros.
+
+        Args:
+            input_shape: The shape of one sample, e.g. (784,) or (32, 32, 3).
+
+        Raises:
+            UserError: The samples do not match the network's input.
+        """
+        shape = self.x_train.shape[1:]
+        if math.prod(shape) == math.prod(input_shape):
+            x_train, x_test = (x.reshape(-1, *input_shape) for x in (self.x_train, self.x_test))
+        elif self.name == "digits" and shape == (8, 8) and min(_canvas(input_shape)) >= 8:
+            x_train, x_test = (_enlarged(x, input_shape) for x in (self.x_train, self.x_test))
+        else:
+            raise UserError(
+                f"{self.name} has samples of shape {shape}, which do not fit the network's input of shape "
+                f"{tuple(input_shape)}; choose a data set and a network that go together."
+            )
+        return replace(self, x_train=x_train, x_test=x_test)
+
+
+class Kind(NamedTuple):
+    """What is known of a data set beforehand: a sample's shape and type; the digest of its arrays where published."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: type
+    classes: int
+    digest: str = ""
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("mnist", (28, 28), np.uint8, 10, "4174aeaebcdbd197fae1faafb23a4f6b91d700a73237f197921c00d10963b453"),
+        Kind("cifar10", (32, 32, 3), np.uint8, 10, "e37b2909d96d83a3ae21207dbefe21206fba4154d597c77bd59a0b28cf5e8211"),
+        Kind("cifar100", (32, 32, 3), np.uint8, 100),
+        Kind("timit", (360,), np.float32, 1973),
+        Kind("digits", (8, 8), np.uint8, 10),
+    )
+}
+NAMES = tuple(KINDS)
+
+
+def load(name: str, data_dir: str | Path) -> DataSet:
+    """Load a data set; one line on stderr says which source was used.
+
+    Args:
+        name: One of NAMES: mnist with x (n, 28, 28) uint8, cifar10 and cifar100 (n, 32, 32, 3) uint8, timit (n, 360)
+            float32, digits (n, 8, 8) uint8. Or the path of your own .npz file, with x_train and x_test (n, ...) of
+            uint8 or floats, y_train and y_test (n,) or (n, 1) of integers from 0 on.
+        data_dir: The folder of the known sets' files; one that had to be fetched is left there as `<name>.npz`.
+
+    Raises:
+        UserError: An unknown name, no such file, an unusable one, or the absent (licensed) timit.
+        MachineError: No source answers, or the cache cannot be written.
+    """
+    kind, path = KINDS.get(name), Path(data_dir) / f"{name}.npz"
+    if name.endswith(".npz"):
+        if not _exists(Path(name)):
+            raise UserError(f"There is no data file {name}.")
+        data = _from_file(Path(name), None)
+    elif kind is None:
+        raise UserError(f"There is no data set {name!r}; choose one of {', '.join(NAMES)}, or give an .npz file.")
+    elif name == "digits":
+        data = _data_set(dataset_sources.scikit_digits(), kind, "scikit-learn's 8x8 digits")
+    elif _exists(path):
+        data = _from_file(path, kind)
+    elif name == "timit":
+        raise UserError(f"TIMIT is licensed and cannot be fetched; put your own at {path}: {_wanted(kind)}.")
+    else:
+        data = _fetched(path, kind)
+    print(f"{data.name}: {data.source}", file=sys.stderr)
+    return data
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"{path} cannot be looked up ({error.strerror}); name another.") from error
+
+
+def _from_file(path: Path, kind: Kind | None) -> DataSet:
+    """The data set in a file; without a kind, a user's own, which is of the kind that its arrays make it."""
+    arrays = _read(path, kind)
+    try:
+        return _data_set(arrays, kind or _own_kind(path, arrays), f"file {path}")
+    except ValueError as error:
+        remedy = "delete it or put the right file there" if kind else f"it should be {_wanted(kind)}"
+        raise UserError(f"{path} cannot be used: {error}; {remedy}.") from error
+
+
+def _read(path: Path, kind: Kind | None) -> Arrays:
+    """The arrays as they are in the file, unless its headers tell of more than there is memory for."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            if missing := [key for key in Arrays._fields if f"{key}.npy" not in file.namelist()]:
+                raise UserError(f"{path} lacks {missing[0]}; it should be {_wanted(kind)}.")
+            needed = sum(_bytes_needed(file.open(f"{key}.npy")) for key in Arrays._fields)
+            if needed > (free := psutil.virtual_memory().available):
+                raise UserError(
+                    f"The arrays of {path} need {needed / 1e9:,.1f} GB of memory, of which {free / 1e9:,.1f} GB are "
+                    "free; use fewer samples or a larger machine."
+                )
+            return Arrays(*(np.lib.format.read_array(file.open(f"{key}.npy")) for key in Arrays._fields))
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes the libraries raise nearly anything
+        raise UserError(f"{path} is not a readable .npz file ({_short(error)}); delete or replace it.") from error
+
+
+def _bytes_needed(content: IO[bytes]) -> int:
+    """What an array takes, told by the header at the start of its file: what is neither pixels nor float32 is copied
+    into four bytes a value."""
+    old = np.lib.format.read_magic(content) == (1, 0)
+    header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(content)
+    return math.prod(shape) * (dtype.itemsize + (0 if dtype in (np.uint8, np.float32) else 4))
+
+
+def _own_kind(path: Path, arrays: Arrays) -> Kind:
+    """What a user's arrays say they are; whether that is sound is left to the checks."""
+    highest = [int(y.max()) for y in (arrays.y_train, arrays.y_test) if y.size and y.dtype.kind in "iu"]
+    return Kind(
+        name=re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem),
+        shape=arrays.x_train.shape[1:],
+        dtype=np.uint8 if arrays.x_train.dtype == np.uint8 else np.float32,
+        classes=min(max([0, *highest]), np.iinfo(np.int32).max) + 1,
+    )
+
+
+def _data_set(arrays: Arrays, kind: Kind, source: str) -> DataSet:
+    """The arrays in their loaded types; raises ValueError with a clause that says what is wrong with them."""
+    train = _checked_half("train", arrays.x_train, arrays.y_train, kind)
+    test = _checked_half("test", arrays.x_test, arrays.y_test, kind)
+    digest = _digest(Arrays(*train, *test))
+    if kind.digest and kind.digest != digest:
+        raise ValueError(f"it is not the published {kind.name} data set (its digest differs)")
+    return DataSet(kind.name, *train, *test, kind.classes, digest, source)
+
+
+def _checked_half(half: str, x: np.ndarray, y: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    if x.shape[1:] != kind.shape:
+        raise ValueError(f"x_{half} has samples of shape {x.shape[1:]} instead of {kind.shape}")
+    if x.dtype != kind.dtype and not (kind.dtype is np.float32 and x.dtype.kind == "f"):
+        raise ValueError(f"x_{half} holds {x.dtype} instead of {kind.dtype.__name__}")
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(f"x_{half} is {'empty' if x.ndim else 'a single number'}")
+    if y.shape != (len(x),):
+        raise ValueError(f"y_{half} has shape {y.shape} where x_{half} has {len(x)} samples")
+    if y.dtype.kind not in "iu":
+        raise ValueError(f"y_{half} holds {y.dtype} instead of integer labels")
+    if y.min() < 0 or y.max() >= kind.classes:
+        raise ValueError(f"y_{half} has labels from {y.min()} to {y.max()} instead of 0 to {kind.classes - 1}")
+    with np.errstate(over="ignore"):
+        x = np.ascontiguousarray(x, kind.dtype)
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise ValueError(f"x_{half} holds NaN or infinite values")
+    return x, y.astype(np.int32)
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for key, array in arrays._asdict().items():
+        digest.update(f"{key} {array.shape} {array.dtype.str} ".encode())
+        digest.update(array.data.cast("B"))
+    return digest.hexdigest()
+
+
+def _fetched(path: Path, kind: Kind) -> DataSet:
+    store.check_writable(path.parent)
+    failures = []
+    for source, fetch in dataset_sources.sources(kind.name, kind.shape):
+        try:
+            data = _data_set(fetch(), kind, f"{source}, cached in {path}")
+        except Exception as error:  # whatever goes wrong in one source, the next may have the data
+            failures.append(f"{source}: {_short(error)}")
+            print(f"{kind.name}: no data from {failures[-1]}", file=sys.stderr)
+        else:
+            with store.writing(path) as temporary:
+                np.savez(temporary, **{key: getattr(data, key) for key in Arrays._fields})
+            return data
+    raise MachineError(
+        f"No source answers for {kind.name} ({'; '.join(failures)}); put a file by hand at {path}: {_wanted(kind)}, "
+        "or try scikit-learn's small digits with --dataset digits."
+    )
+
+
+def _wanted(kind: Kind | None) -> str:
+    x, y = "uint8 or float samples of one shape", "0 on"
+    if kind:
+        x, y = f"{kind.dtype.__name__} samples of shape {kind.shape}", f"0 to {kind.classes - 1}"
+    return f"an .npz file with x_train and x_test ({x}), y_train and y_test (for each sample an integer label from {y})"
+
+
+def _short(error: Exception) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+
+
+def _canvas(input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Height and width of the image an input shape has room for; a flat input holds the largest square."""
+    return input_shape[:2] if len(input_shape) > 1 else (math.isqrt(input_shape[0]),) * 2
+
+
+def _enlarged(x: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
+    """8x8 images, every pixel repeated as often as there is room, in the middle of zeros, in every channel."""
+    canvas = _canvas(input_shape)
+    factor = min(canvas) // 8
+    images = _framed(x.repeat(factor, axis=1).repeat(factor, axis=2), canvas)
+    if len(input_shape) == 1:
+        return _framed(images.reshape(len(x), -1), input_shape)
+    return images[..., np.newaxis].repeat(input_shape[2], axis=3)
+
+
+def _framed(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    margins = [size - had for size, had in zip(shape, x.shape[1:], strict=True)]
+    return np.pad(x, [(0, 0), *((margin // 2, margin - margin // 2) for margin in margins)])

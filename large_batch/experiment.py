@@ -1,0 +1,303 @@
+"""An experiment at work: from a script's settings to recipes, and from what was found to its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from large_batch import datasets, distribution, figures, paper, store, tables
+from large_batch.claims import Claim
+from large_batch.cli import Settings, TrialSettings
+from large_batch.datasets import DataSet
+from large_batch.errors import BusyError, UserError
+from large_batch.measurements import EvaluationRequest, Measured, SharpnessRequest, Solution, Value, sharpness_array
+from large_batch.minimizers import Minimizers
+from large_batch.networks import Network, Problem
+from large_batch.runner import Item, Place, Runner
+from large_batch.training import Epoch, Recipe
+
+__all__ = ["Experiment", "Origin", "Solution", "Value", "sharpness_array"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a minimizer came from: the file that was given, or the recipe, its training, and the distance it went."""
+
+    weights_file: str | None
+    recipe: Recipe | None = None
+    training: store.Provenance | None = None
+    distance_from_start: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A command at work: what it was asked for, with which network, data and devices.
+
+    `settings` have their defaults for this network and data filled in; `usual` are these defaults alone.
+    """
+
+    settings: Any
+    usual: Any
+    minimizers: Minimizers
+    origin: store.Provenance
+    began: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def begin(cls, settings: Settings, get: Callable[[str], Network], figures: bool = True) -> Experiment:
+        """Choose the devices, load network and data, and check all that can be checked before work.
+
+        Args:
+            settings: What the command line says.
+            get: Returns the network of a name, as `network_zoo.get` does.
+            figures: Whether figures will be written.
+
+        Raises:
+            UserError: For a data set or definition that does not exist or fit, and folders that cannot be written to.
+        """
+        origin = store.provenance()
+        replicas = distribution.choose(settings.strategy)  # before TensorFlow does anything
+        network = get(settings.network)
+        if settings.definition not in network.definitions:
+            raise UserError(f"There is no definition '{settings.definition}' of {network.name}.")
+        folders = [settings.figure_dir] if figures else []
+        store.check_writable(*folders, settings.result_dir, settings.run_dir)
+        if not (name := settings.dataset or network.dataset):
+            raise UserError(f"Name the data set of {network.name}: --dataset=my_data.npz, mnist, cifar10, ...")
+        data = datasets.load(name, settings.data_dir).reshape_to(network.input_shape)
+        samples = len(data.x_train)
+        usual = type(settings)().resolve(network, samples)
+        minimizers = Minimizers(network, data, settings.run_dir, replicas)
+        return cls(settings.resolve(network, samples), usual, minimizers, origin)
+
+    @property
+    def network(self) -> Network:
+        """What is trained."""
+        return self.minimizers.network
+
+    @property
+    def data(self) -> DataSet:
+        """On what, in the shape of the network's input."""
+        return self.minimizers.data
+
+    @property
+    def known_data(self) -> bool:
+        """Whether the name of the data says which they are."""
+        kind, name = datasets.KINDS.get(self.data.name), self.settings.dataset or self.network.dataset
+        return not name.endswith(".npz") or (kind is not None and kind.digest == self.data.digest)
+
+    @property
+    def as_published(self) -> bool:
+        """Whether network and data are the paper's."""
+        return not self.network.own and self.known_data and self.data.name == self.network.dataset
+
+    @property
+    def batches_as_published(self) -> bool:
+        """Whether data and batch sizes are the paper's."""
+        names = ("small_batch", "large_batch")
+        return self.as_published and all(getattr(self.settings, n) == getattr(self.usual, n) for n in names)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """What is minimised and measured."""
+        definition = self.settings.definition
+        architecture = self.network.architecture(definition)
+        return Problem(
+            network=self.network.name,
+            dataset=self.data.name,
+            data_digest=self.data.digest,
+            definition=definition,
+            architecture=architecture,
+        )
+
+    def request(self, kind: type, **settings) -> Any:
+        """Return a recipe or a request of a kind for this problem."""
+        return kind(**dataclasses.asdict(self.problem), **settings)
+
+    def recipe(self, batch_size: int, seed: int | None = None, epochs: int | None = None, **settings) -> Recipe:
+        """Return a recipe with the seed, length and precision that the settings name, unless told otherwise.
+
+        Raises `UserError` where the data are too few.
+        """
+        return self.request(
+            Recipe,
+            batch_size=batch_size,
+            epochs=self.settings.epochs if epochs is None else epochs,
+            seed=self.settings.seed if seed is None else seed,
+            precision=self.settings.precision,
+            **settings,
+        ).check(self.data)
+
+    @cached_property
+    def runner(self) -> Runner:
+        """Trains and measures."""
+        settings = self.settings
+        return Runner(self.minimizers, settings.definition, self.origin, retrain=settings.retrain, wait=settings.wait)
+
+    def run(self, recipes: Sequence[Recipe], asked: Sequence[Item]) -> dict[Item, Measured] | None:
+        """Return what `Runner.run` does; None where another process reports the results."""
+        try:
+            found = self.runner.run(recipes, asked)
+        except BusyError as error:
+            if self.settings.wait:
+                raise
+            print(f"{error} What is left is in other hands; the same command without --nowait waits for the results.")
+            return None
+        return found if self.minimizers.replicas.chief else None
+
+    def solve(
+        self,
+        regimes: dict[str, Sequence[Recipe]],
+        sharp: Collection[Recipe] | None = None,
+        tested: Collection[Recipe] = (),
+    ) -> dict[str, list[Solution]] | None:
+        """Return the solutions of the recipes of each regime, stored, or trained and measured now.
+
+        Args:
+            regimes: The recipes by the role of their minimizers.
+            sharp: Those whose sharpness is measured; default: all.
+            tested: Those that need a test history.
+
+        Returns:
+            The solutions, or None where another process reports the results.
+
+        Raises:
+            UserError: Where one of `tested` was trained without a test history.
+        """
+        settings, recipes = self.settings, list(dict.fromkeys(recipe for group in regimes.values() for recipe in group))
+        for recipe in () if settings.retrain else tested:
+            self.minimizers.check_tested(recipe)
+        part = settings.sharpness_samples
+        box = {"solver": "lbfgsb", "iterations": settings.iterations}
+        box["samples"] = part if part < len(self.data.x_train) else None
+        evaluation = self.request(EvaluationRequest)
+        boxes = [self.request(SharpnessRequest, epsilon=epsilon, **box) for epsilon in paper.EPSILONS]
+        wanted = {
+            recipe: [(request, Place(recipe)) for request in (evaluation, *boxes)][: None if measured else 1]
+            for recipe in recipes
+            for measured in [sharp is None or recipe in sharp]
+        }
+        found = self.run(recipes, [item for items in wanted.values() for item in items])
+        if found is None:
+            return None
+
+        def solution(minimizer: str, recipe: Recipe) -> Solution:
+            at, (first, *others) = self.minimizers.stored(recipe), [found[item] for item in wanted[recipe]]
+            digest = first.measurement.weights_digest
+            return Solution(minimizer, recipe, at.provenance, digest, at.distance, first, others)
+
+        return {regime: [solution(regime, recipe) for recipe in group] for regime, group in regimes.items()}
+
+    def origin_of(self, end: Recipe | str) -> Origin:
+        """Return where a stored minimizer, or one in a file, came from."""
+        if not isinstance(end, Recipe):
+            return Origin(end)
+        minimizer = self.minimizers.stored(end)
+        return Origin(None, end, minimizer.provenance, minimizer.distance)
+
+    def history(self, recipe: Recipe) -> list[Epoch]:
+        """Return the epochs of a stored training."""
+        return self.minimizers.state(recipe).history
+
+    def name(self, kind: str = "") -> str:
+        """Return the name of the outputs: network, kind, and every setting that makes them another experiment's."""
+        own = [self.problem.architecture] if self.network.own else []
+        if self.data.name != self.network.dataset or not self.known_data:
+            own.append(self.data.name if self.known_data else f"{self.data.name}-{self.data.digest[:8]}")
+        words = [self.network.name, kind, *own, *map(shortened, self.settings.words(self.usual))]
+        return "-".join(word for word in words if word)
+
+    def title(self, what: str, sharpness: bool = True) -> str:
+        """Return a heading of two lines for a figure or table, with or without sharpness in it."""
+        settings, several = self.settings, isinstance(self.settings, TrialSettings)
+        if sharpness and several and settings.sharpness_samples < len(self.data.x_train):
+            what += f", sharpness over the first {settings.sharpness_samples:,} samples"
+        seeds = f"{settings.trials} trials" if several and settings.trials > 1 else f"seed {settings.seed}"
+        definition = f" ({settings.definition} definition)" if len(self.network.definitions) > 1 else ""
+        return f"{what}\n{self.network.name} on {self.data.name}{definition}, {seeds}"
+
+    def report(
+        self,
+        kind: str,
+        title: str,
+        solutions: dict[str, list[Solution]] | list[Solution],
+        claims: list[Claim],
+        drawn: dict[str, Any],
+        more: dict[str, list] | None = None,
+    ) -> None:
+        """Write numbers and figures, and print the table and the claims.
+
+        Args:
+            kind: What the outputs are called, besides the network and the settings.
+            title: The heading of the table.
+            solutions: All of them, by regime or in the order of the table.
+            claims: What was judged.
+            drawn: The figures, by what is added to the name.
+            more: The rows of other .csv files, by what is added to the name.
+        """
+        groups = solutions.values() if isinstance(solutions, dict) else [solutions]
+        solutions = [solution for group in groups for solution in group]
+        last, published = max(solution.epochs for solution in solutions), {}
+        samples = len(self.data.x_train)
+        usual = {"SB": self.network.small_batch(samples), "LB": self.network.large_batch(samples)}
+        for solution in solutions:
+            if self.as_published and usual.get(solution.minimizer) == solution.batch_size and solution.epochs == last:
+                published[solution.minimizer, last] = tables.accuracy_cells(self.network.name, solution.minimizer)
+        print(f"\n{title}\n{tables.solution_table(solutions, published)}\n")
+        print(*claims, sep="\n\n")
+        self.write(kind, list(self._values(solutions)), {"claims": claims, "solutions": solutions}, drawn, more)
+
+    def _values(self, solutions: Sequence[Solution]) -> Iterator[Value]:
+        for solution in solutions:
+            numbers = dataclasses.asdict(solution.evaluation.result) | {
+                "distance_from_start": solution.distance_from_start
+            }
+            for quantity, number in numbers.items():
+                yield self.value(solution.minimizer, solution.recipe, quantity, number)
+            for measured in solution.sharpness:
+                yield self.sharpness_value(solution.minimizer, solution.recipe, measured)
+
+    def value(self, minimizer: str, recipe: Recipe | None, quantity: str, number: float | None, **place) -> Value:
+        """Return a row in long form, of a recipe's minimizer or a given one."""
+        warm = recipe.warm_start.epochs if recipe and recipe.warm_start else None
+        training = (recipe.batch_size, recipe.epochs, warm, recipe.seed) if recipe else (None,) * 4
+        place = dict.fromkeys(("space", "epsilon", "solver", "trial")) | place
+        return Value(self.network.name, self.data.name, minimizer, *training, quantity, **place, value=number)
+
+    def sharpness_value(self, minimizer: str, recipe: Recipe | None, measured: Measured) -> Value:
+        """Return the row of a measurement of Metric 2.1."""
+        place = {name: getattr(measured.measurement, name) for name in ("space", "epsilon", "solver", "trial")}
+        return self.value(minimizer, recipe, "sharpness", measured.result.value, **place)
+
+    def write(
+        self,
+        kind: str,
+        rows: list,
+        summary: dict[str, Any],
+        drawn: dict[str, Any],
+        more: dict[str, list] | None = None,
+    ) -> None:
+        """Write rows as .csv, a summary with all settings as .json, and figures; print where they are."""
+        name = self.name(kind)
+        result = Path(self.settings.result_dir) / name
+        for suffix, table in {"": rows, **(more or {})}.items():
+            if table:
+                store.write_csv(result.with_name(f"{name}{suffix}.csv"), table)
+        content = {"problem": self.problem, "settings": self.settings, "data_source": self.data.source, **summary}
+        content["provenance"] = self.origin.after(time.monotonic() - self.began)
+        store.write_json(result.with_name(f"{name}.json"), content)
+        written: list[Path] = []
+        for suffix, figure in drawn.items():
+            written += figures.save(figure, Path(self.settings.figure_dir) / f"{name}{suffix}")
+        shown = f"Figures: {', '.join(map(str, written))}; numbers" if written else "Numbers"
+        print(f"\n{shown}: {result}.json" + (f", {result}.csv" if rows else ""))
+
+
+def shortened(text: str) -> str:
+    """Return a part of a file's name, the end of a long one replaced by its digest."""
+    return text if len(text) <= 60 else f"{text[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,233 @@
+"""The paper's figures, in one style, drawn with matplotlib and written as .pdf and .png."""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
+
+from large_batch import store
+from large_batch.breakpoints import Breakpoint
+from large_batch.paper import EPSILONS, CurvePoint
+
+LOSS, ACCURACY, LOSS_MUTED, ACCURACY_MUTED = "#1f4fd8", "#d62222", "#b4c3ea", "#efb9b9"
+GROWING = "#2a8c3c"
+MARKERS = dict(zip(EPSILONS, ("o", "s"), strict=True))  # of sharpness
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write the figure as `<stem>.pdf` and `<stem>.png`; return the paths."""
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
+    for path in paths:
+        drawn = io.BytesIO()  # in memory first, since on a full disk matplotlib raises errors of its own
+        # No date inside, so that the same curves give the same file.
+        metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+        figure.savefig(drawn, dpi=150, format=path.suffix[1:], metadata=metadata)
+        with store.writing(path) as temporary:
+            temporary.write_bytes(drawn.getvalue())
+    return paths
+
+
+def parametric_plot(
+    alphas: list[float], points: list, original: list[CurvePoint], title: str, path_label: str
+) -> Figure:
+    """Draw Figure 3 or 7: cross-entropy (left, blue) and accuracy (right, red) against alpha, training set solid and
+    test set dashed, with the original's curves behind in muted tones where there are any.
+
+    `points` are `measurements.Evaluated`, one an alpha. Where Keras 1's clipping of the softmax changes the loss
+    visibly, the clipped loss, which is what the original shows, is drawn dotted.
+    """
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    left = figure.add_subplot()
+    right = left.twinx()
+    for places, curve, loss, accuracy, width in (
+        ([point.alpha for point in original], original, LOSS_MUTED, ACCURACY_MUTED, 3.5),
+        (alphas, points, LOSS, ACCURACY, 1.6),
+    ):
+        for half, line in (("train", "-"), ("test", "--")):
+            left.plot(places, [getattr(point, f"{half}_loss") for point in curve], line, color=loss, lw=width)
+            right.plot(places, [getattr(point, f"{half}_accuracy") for point in curve], line, color=accuracy, lw=width)
+    clipped = any(
+        getattr(point, f"{half}_loss") > 1.01 * getattr(point, f"{half}_clipped_loss") + 0.01
+        for point in points
+        for half in ("train", "test")
+    )
+    if clipped:
+        for half in ("train", "test"):
+            losses = [getattr(point, f"{half}_clipped_loss") for point in points]
+            left.plot(alphas, losses, ":", color=LOSS, lw=1.2)
+    left.set_xlabel(rf"$\alpha$   (0: small batch, 1: large batch; {path_label})")
+    left.set_ylabel("Cross Entropy", color=LOSS)
+    right.set_ylabel("Accuracy (%)", color=ACCURACY)
+    left.set_ylim(bottom=0)
+    right.set_ylim(0, 105)
+    left.set_title(title)
+    _grid(left)
+
+    entries = [Line2D([], [], color="0.2", ls="-", label="train"), Line2D([], [], color="0.2", ls="--", label="test")]
+    if clipped:
+        entries.append(Line2D([], [], color=LOSS, ls=":", label="loss, softmax clipped as in Keras 1"))
+    if original:
+        entries.append(Line2D([], [], color="0.75", lw=3.5, label="original figure"))
+    figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False)
+    return figure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Test (and training) accuracies in percent by epoch, from 1 on; `train` and `test` have shape (trials, epochs)."""
+
+    label: str
+    train: list[list[float]]
+    test: list[list[float]]
+
+    @classmethod
+    def of(cls, label: str, histories: Iterable[list]) -> "Curve":
+        """Return the accuracies of trainings, whose histories are lists of `training.Epoch`."""
+        histories = list(histories)
+        halves = [
+            [[getattr(row, f"{half}_accuracy") for row in rows] for rows in histories] for half in ("train", "test")
+        ]
+        return cls(label, *halves)
+
+
+def training_curves(curves: list[Curve], title: str, switches: Sequence[int] = ()) -> Figure:
+    """Draw Figure 2: training (solid) and testing (dashed) accuracy against epochs, SB blue, LB red, a growing batch
+    green, whose `switches` are marked; over several trials the mean within one sample deviation."""
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    for curve, color in zip(curves, (LOSS, ACCURACY, GROWING), strict=False):
+        for half, line in (("train", "-"), ("test", "--")):
+            trials = np.array(getattr(curve, half))
+            epochs, mean = np.arange(1, trials.shape[1] + 1), trials.mean(axis=0)
+            axes.plot(epochs, mean, line, color=color, lw=1.6, label=f"{curve.label}, {half}")
+            if len(trials) > 1:
+                deviation = trials.std(axis=0, ddof=1)
+                axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.15, lw=0)
+    for epoch in switches:
+        axes.axvline(epoch + 0.5, color="0.7", lw=0.8, ls=":")
+    worst = min(np.min(curve.test) for curve in curves)  # else the first epoch of LB training would squeeze the rest
+    axes.set_ylim(bottom=worst - 0.05 * (100 - worst))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel("Accuracy (%)")
+    axes.set_title(title)
+    _grid(axes)
+    figure.legend(loc="outside lower center", ncols=2 * len(curves) if len(curves) < 3 else 3, frameon=False)
+    return figure
+
+
+def sharpness_by_loss(iterates: dict[str, list], title: str) -> Figure:
+    """Draw Figure 6, both axes logarithmic: sharpness at both epsilons against the cross-entropy of the iterates of SB
+    (dashed) and LB (solid), the starting point among them; `iterates` are `Solution`s by regime, by epoch."""
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    for (regime, rows), color, line in zip(iterates.items(), (LOSS, ACCURACY), ("--", "-"), strict=True):
+        for epsilon, marker in MARKERS.items():
+            resolved = [row for row in rows if row.sharpness_at(epsilon) is not None]
+            losses, values = [row.train_loss for row in resolved], [row.sharpness_at(epsilon) for row in resolved]
+            axes.plot(losses, values, line, color=color, marker=marker, ms=5, lw=0.7, label=f"{regime} - {epsilon:g}")
+    axes.set_xscale("log")
+    _logarithmic(axes)
+    axes.set_xlabel("Cross Entropy (training set)")
+    axes.set_ylabel("Sharpness (%)")
+    axes.set_title(title)
+    _grid(axes)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def batch_size_sweep(rows: list, threshold: Breakpoint | None, title: str) -> Figure:
+    """Draw Figure 4: testing accuracy (left, blue) and sharpness at both epsilons (right, red) against the batch size;
+    the `threshold` is marked, and its interval shaded. `rows` are `Solution`s. The paper's axes are linear, but batch
+    sizes and sharpness span orders of magnitude."""
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    left = figure.add_subplot()
+    right = left.twinx()
+    sizes = sorted({row.batch_size for row in rows})
+    _with_trials(left, sizes, rows, lambda row: row.test_accuracy, color=LOSS, fmt="-o", label="test accuracy")
+    for epsilon, marker in MARKERS.items():
+        style = dict(color=ACCURACY, fmt=f"--{marker}", label=f"sharpness, {epsilon:g}")
+        _with_trials(right, sizes, rows, lambda row, epsilon=epsilon: row.sharpness_at(epsilon), **style)
+    if threshold:
+        left.axvspan(max(threshold.low, sizes[0]), min(threshold.high, sizes[-1]), color="0.92", zorder=0)
+        left.axvline(threshold.at, color="0.5", lw=1, label="threshold")
+    left.set_xscale("log", base=2)
+    left.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45, ha="right")
+    left.minorticks_off()
+    _logarithmic(right)
+    left.set_xlabel("Batch Size")
+    left.set_ylabel("Testing Accuracy (%)", color=LOSS)
+    right.set_ylabel("Sharpness (%)", color=ACCURACY)
+    left.set_title(title)
+    _grid(left)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _with_trials(axes: Axes, sizes: list[int], rows: list, value: Callable, **style) -> None:
+    """Plot the mean over the trials of each batch size, with the sample deviation where there are several."""
+    groups = [[value(row) for row in rows if row.batch_size == size] for size in sizes]
+    groups = {size: group for size, group in zip(sizes, groups, strict=True) if None not in group}
+    errors = [np.std(group, ddof=1) if len(group) > 1 else 0.0 for group in groups.values()]
+    means = [np.mean(group) for group in groups.values()]
+    axes.errorbar(list(groups), means, yerr=errors if any(errors) else None, ms=5, lw=1.4, capsize=3, **style)
+
+
+def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone: list, title: str) -> Figure:
+    """Draw Figure 5 over the epochs of SB training: above the test accuracy of the SB iterates (blue) and of the LB
+    solutions warm-started there (red), below the sharpness of these solutions at both epsilons; beside SB and LB alone.
+
+    The lists hold `experiment.Solution`s, of one trial or several; `small_alone` is the accuracy of late SB iterates.
+    """
+    figure = Figure(figsize=(7.2, 7.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+
+    def over_epochs(rows: list, epoch: Callable, value: Callable) -> tuple[list, list]:
+        epochs = sorted({epoch(row) for row in rows})
+        groups = {at: [value(row) for row in rows if epoch(row) == at] for at in epochs}
+        groups = {at: float(np.mean(group)) for at, group in groups.items() if None not in group}
+        return list(groups), list(groups.values())
+
+    places = over_epochs(small, lambda row: row.epochs, lambda row: row.test_accuracy)
+    above.plot(*places, "-o", color=LOSS, ms=5, lw=1.4, label="SB iterates")
+    places = over_epochs(piggybacked, lambda row: row.warm_start_epochs, lambda row: row.test_accuracy)
+    above.plot(*places, "-s", color=ACCURACY, ms=5, lw=1.4, label="warm-started LB")
+    alone = float(np.mean([row.test_accuracy for row in large_alone]))
+    above.axhline(alone, color=ACCURACY, ls=":", lw=1.2, label="LB alone")
+    above.axhline(small_alone, color=LOSS, ls=":", lw=1.2, label="SB alone, late")
+    above.set_ylabel("Testing Accuracy (%)")
+    for (epsilon, marker), line in zip(MARKERS.items(), ("-", "--"), strict=True):
+        places = over_epochs(piggybacked, lambda row: row.warm_start_epochs, lambda row, e=epsilon: row.sharpness_at(e))
+        below.plot(*places, line, marker=marker, color=ACCURACY, ms=5, lw=1.4, label=f"sharpness, {epsilon:g}")
+        values = [row.sharpness_at(epsilon) for row in large_alone]
+        if None not in values:
+            below.axhline(float(np.mean(values)), color="0.4", ls=line, lw=0.9, label=f"of LB alone, {epsilon:g}")
+    _logarithmic(below)
+    below.set_ylabel("Sharpness (%)")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    below.set_xlabel("Epochs of SB training before LB training")
+    above.set_title(title)
+    for axes in (above, below):
+        _grid(axes)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, its labels plain numbers; where nothing is resolved it has no scale."""
+    if not any(len(line.get_ydata()) for line in axes.lines):
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+
+
+def _grid(axes: Axes) -> None:
+    axes.grid(True, color="0.85")
+    axes.set_axisbelow(True)

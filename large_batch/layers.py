@@ -1,0 +1,203 @@
+"""Layers of the paper's networks, the loss of their outputs, and gradients that keep less of a batch in memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+from large_batch.backend import keras, tf
+
+Outputs = Literal["logits", "softmax"]  # of a network
+RECOMPUTE_BYTES = 8 * 2**30  # what a gradient may keep of the layers' outputs
+
+
+@keras.saving.register_keras_serializable("large_batch_training")
+class BatchStatisticsNormalization(keras.layers.Layer):
+    """Batch normalisation over the current batch, in training and in evaluation alike (Keras 1's `mode=2`).
+
+    No moving averages exist, so the trainable weights alone determine the network's function. Input and output are
+    (n, c) or (n, height, width, c), normalised over all axes but the last. Under a distribution strategy the
+    statistics are those of the global batch, whatever each replica's share of it.
+    """
+
+    def __init__(self, epsilon: float = 1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta")
+
+    def call(self, x):
+        replicas = tf.distribute.get_replica_context()  # None outside of any replica
+        if replicas is None or replicas.num_replicas_in_sync == 1:
+            return self._normalize_fused(x)
+        axes = list(range(x.shape.rank - 1))
+        wide = tf.cast(x, tf.float32)
+        count = tf.cast(tf.reduce_prod(tf.shape(x)[:-1]), tf.float32)
+        total, count = replicas.all_reduce("SUM", [tf.reduce_sum(wide, axes), count])
+        centred = wide - total / count
+        # Squares of centred values: the difference of raw moments would cancel in float32.
+        variance = replicas.all_reduce("SUM", tf.reduce_sum(tf.square(centred), axes)) / count
+        scale = tf.cast(self.gamma, tf.float32) * tf.math.rsqrt(variance + self.epsilon)
+        return tf.cast(centred * scale + tf.cast(self.beta, tf.float32), x.dtype)
+
+    def _normalize_fused(self, x):
+        # The raw operation, since tf.nn.fused_batch_norm silently raises epsilon to 1e-5.
+        images = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, x.shape[-1]])
+        y = tf.raw_ops.FusedBatchNormV3(
+            x=images,
+            scale=tf.cast(self.gamma, tf.float32),
+            offset=tf.cast(self.beta, tf.float32),
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            epsilon=self.epsilon,
+            is_training=True,
+        ).y
+        return tf.reshape(y, tf.shape(x))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return super().get_config() | {"epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable("large_batch_training")
+class Dropout(keras.layers.Layer):
+    """Dropout whose mask depends only on (seed, `step`, replica), so that a resumed training repeats it exactly.
+
+    The training loop writes the number of the step into `step` before each step (`set_dropout_step`).
+    """
+
+    def __init__(self, rate: float, seed: int, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed = seed
+
+    def build(self, input_shape):
+        # A TensorFlow variable, which Keras does not save: the position of a training is no part of the weights.
+        self.step = tf.Variable(0, trainable=False, dtype=tf.int64)
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        fold_in = partial(tf.random.experimental.stateless_fold_in, alg="philox")  # whatever the device or compiler
+        key = fold_in(fold_in(tf.constant([self.seed, 0], tf.int64), self.step), replica)
+        keep = uniform(tf.shape(x), key) >= np.float32(self.rate)
+        return tf.where(keep, x / (1 - self.rate), tf.zeros([], x.dtype))
+
+    def get_config(self):
+        return super().get_config() | {"rate": self.rate, "seed": self.seed}
+
+
+def uniform(shape: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Return float32 numbers in [0, 1) that depend on the key, (2,) integers, alone: whatever the device or compiler.
+
+    TensorFlow and XLA make different floats of the same random bits, so the last 23 bits of integers are taken here.
+    """
+    bits = tf.random.stateless_uniform(shape, key, minval=None, maxval=None, dtype=tf.uint32, alg="philox")
+    return tf.cast(tf.bitwise.bitwise_and(bits, 2**23 - 1), tf.float32) / 2**23
+
+
+def set_dropout_step(model: keras.Model, step: int | tf.Tensor) -> None:
+    """Select the dropout masks of training step `step` in every `Dropout` layer of the model."""
+    for layer in model.layers:
+        if isinstance(layer, Dropout):
+            layer.step.assign(step)
+
+
+def call_recomputing(
+    model: keras.Sequential, weights: Sequence[tf.Tensor], x: tf.Tensor, training: bool = False
+) -> tf.Tensor:
+    """Return the outputs of a model without non-trainable variables, keeping less of them for the gradient.
+
+    What lies between two kernels (normalisation, activation, dropout, pooling) is computed again in the backward pass
+    instead of kept: it costs little beside the kernels, and holds most of the memory of a large batch. For the paper's
+    networks the gradient is the same to the bit. There are no second derivatives.
+
+    Args:
+        model: The network, a list of layers.
+        weights: Tensors in place of its trainable variables.
+        x: A batch, (m, ...).
+        training: Whether dropout is on.
+    """
+
+    def through(layers: list[keras.layers.Layer]) -> Callable[..., tf.Tensor]:
+        def call(h: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
+            for layer in layers:
+                count = len(layer.trainable_variables)
+                settings = {"training": training} if isinstance(layer, Dropout) else {}
+                h, _ = layer.stateless_call(weights[:count], [], h, **settings)
+                weights = weights[count:]
+            return h
+
+        return call
+
+    weights = list(weights)
+    for kernel, others in _from_kernel_to_kernel(model):
+        sections = [(through([kernel]), [kernel])] if kernel else []
+        for call, layers in [*sections, (tf.recompute_grad(through(others)), others)]:
+            count = sum(len(layer.trainable_variables) for layer in layers)
+            x = call(x, *weights[:count])
+            weights = weights[count:]
+    return x
+
+
+def _from_kernel_to_kernel(
+    model: keras.Sequential,
+) -> Iterator[tuple[keras.layers.Layer | None, list[keras.layers.Layer]]]:
+    """Yield each layer with a kernel and those up to the next one; first None and those before any kernel, if any."""
+    starts = [i for i, layer in enumerate(model.layers) if hasattr(layer, "kernel")]
+    ends = [*starts[1:], len(model.layers)] if starts else []
+    if before := model.layers[: starts[0]] if starts else model.layers:
+        yield None, before
+    for start, end in zip(starts, ends, strict=True):
+        yield model.layers[start], model.layers[start + 1 : end]
+
+
+def recomputes(model: keras.Model, samples: int) -> bool:
+    """Say whether the gradient of so many samples would keep too much, and the model allows `call_recomputing`."""
+    batch_statistics = any(isinstance(layer, BatchStatisticsNormalization) for layer in model.layers)
+    allowed = batch_statistics and isinstance(model, keras.Sequential) and not model.non_trainable_variables
+    return allowed and kept_bytes(model, samples) > RECOMPUTE_BYTES
+
+
+def kept_bytes(model: keras.Model, samples: int, recomputing: bool = False) -> int:
+    """Return about what the gradient of a batch keeps of the layers' outputs, in bytes.
+
+    With `call_recomputing` that is the outputs of the kernels, and all of one section between two of them.
+    """
+    sizes = [samples * _output_bytes(layer) for layer in model.layers]
+    if not recomputing:
+        return sum(sizes)
+    kernels = [i for i, layer in enumerate(model.layers) if hasattr(layer, "kernel")]
+    sections = [sum(sizes[start:end]) for start, end in zip(kernels, [*kernels[1:], len(sizes)], strict=True)]
+    return sum(sizes[i] for i in kernels) + max(sections)
+
+
+def _output_bytes(layer: keras.layers.Layer) -> int:
+    """What a layer puts out for one sample; 1 value where Keras does not know, as in a model that is no graph."""
+    shape = getattr(getattr(layer, "output", None), "shape", (None,))
+    return prod(size or 1 for size in shape[1:]) * (2 if layer.compute_dtype in ("bfloat16", "float16") else 4)
+
+
+def cross_entropy(outputs: tf.Tensor, y: tf.Tensor, kind: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the losses (nats) and the float32 logits of a batch: (m,) and (m, classes), from outputs of a kind."""
+    logits = tf.cast(outputs, tf.float32)
+    if kind == "softmax":
+        logits = tf.math.log(tf.maximum(logits, np.finfo(np.float32).tiny))
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits), logits
+
+
+def pixels(x: tf.Tensor) -> tf.Tensor:
+    """Scale uint8 pixels to float32 in [0, 1]; the original's only preprocessing. Floats pass as they are."""
+    return tf.cast(x, tf.float32) / 255 if x.dtype == tf.uint8 else x
+
+
+def flat_weights(model: keras.Model) -> np.ndarray:
+    """Return the model's trainable variables as one float64 vector of shape (n,)."""
+    return np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables]).astype(np.float64)

@@ -1,0 +1,371 @@
+"""Measurements of minimizers: each is made once, kept, and found again by everything that determines it.
+
+A request is a frozen data class of all that determines a result, but for the weights: `weights_digest` is empty until
+they are known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, get_type_hints
+
+import numpy as np
+
+from large_batch import hessian, store
+from large_batch.datasets import DataSet
+from large_batch.distribution import Replicas
+from large_batch.hessian import PASSES, Curvature
+from large_batch.networks import Network, Problem
+from large_batch.objective import Objective, read_weights
+from large_batch.sharpness_metric import SCALE, SharpnessResult, sharpness
+from large_batch.subspace import RandomSubspace
+from large_batch.training import Recipe
+
+Report = Callable[[int, str], None]  # receives the samples evaluated since the last report, and a note
+
+
+class Objectives:
+    """The losses of a network over one data set, each made when it is first asked for."""
+
+    def __init__(self, network: Network, data: DataSet, definition: str, replicas: Replicas):
+        self._network, self._data, self._replicas = network, data, replicas
+        self._model = network.build(definition, data.classes)
+        self._made: dict[tuple[str, int], Objective] = {}
+
+    @property
+    def size(self) -> int:
+        """Number of trainable weights."""
+        return sum(int(np.prod(variable.shape)) for variable in self._model.trainable_variables)
+
+    def _fixed(self) -> list[np.ndarray]:
+        return [np.asarray(variable) for variable in self._model.non_trainable_variables]
+
+    def read(self, path: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the weights in a file, (n,), and the state with them; raises `UserError` as `read_weights` does."""
+        return read_weights(self._model, path), self._fixed()
+
+    def take_state(self, state: list[np.ndarray]) -> None:
+        """Evaluate with these values of what is not trainable from now on."""
+        for variable, array in zip(self._model.non_trainable_variables, state, strict=True):
+            variable.assign(array)
+        for objective in self._made.values():
+            objective.take_state(self._model)
+
+    def train(self, samples: int | None = None) -> Objective:
+        """Return the loss over the training set, or over its first samples."""
+        return self._objective("train", self._data.x_train, self._data.y_train, samples)
+
+    def test(self) -> Objective:
+        """Return the loss over the test set."""
+        return self._objective("test", self._data.x_test, self._data.y_test, None)
+
+    def _objective(self, half: str, x: np.ndarray, y: np.ndarray, samples: int | None) -> Objective:
+        key = half, min(samples or len(x), len(x))
+        if key not in self._made:
+            settings = {"outputs": self._network.outputs, "replicas": self._replicas}
+            self._made[key] = Objective(self._model, x[: key[1]], y[: key[1]], **settings)
+        return self._made[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Problem):
+    """What can be measured; `kind` is the folder that results of its type share."""
+
+    kind: ClassVar[str]
+    result_type: ClassVar[type]
+
+    definition: str = dataclasses.field()  # without a default, so that the digests of earlier versions stay
+    weights_digest: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a person looks for in a listing."""
+        return f"{self.network}-{self.weights_digest[:8]}"
+
+    def cost(self, train: int, test: int) -> int:
+        """Return about how many samples are evaluated, for sets of so many."""
+
+    def subspace(self, size: int) -> RandomSubspace | None:
+        """Return the random subspace of `size` weights that it is measured in; None for none."""
+        return None
+
+    def compute(self, objectives: Objectives, w: np.ndarray, subspace: RandomSubspace | None, report: Report) -> object:
+        """Measure at the weights w, shape (n,), in `subspace(n)`, which several measurements may share."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Loss (nats), the same with Keras 1's clipped softmax, and accuracy (percent), on training and test set."""
+
+    train_loss: float
+    train_clipped_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_clipped_loss: float
+    test_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest(Request):
+    """Loss and accuracy over both sets."""
+
+    kind: ClassVar[str] = "points"
+    result_type: ClassVar[type] = Evaluated
+
+    def cost(self, train: int, test: int) -> int:
+        """Return how many samples are evaluated."""
+        return train + test
+
+    def compute(self, objectives: Objectives, w: np.ndarray, subspace: None, report: Report) -> Evaluated:
+        """Evaluate at the weights w, shape (n,)."""
+        numbers = []
+        for objective in (objectives.train(), objectives.test()):
+            numbers += dataclasses.astuple(objective.evaluate(w))
+            report(objective.samples, f"loss {numbers[-3]:.4g}, accuracy {numbers[-1]:.2f} %")
+        return Evaluated(*numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharpnessRequest(Request):
+    """Metric 2.1: the box and the maximiser.
+
+    `space` is "full", or "random" with the `dimension` and `manifold` of A and the `trial`, its seed. The function is
+    over the first `samples` training samples, or over all of them.
+    """
+
+    kind: ClassVar[str] = "sharpness"
+    result_type: ClassVar[type] = SharpnessResult
+
+    epsilon: float
+    solver: str
+    iterations: int
+    space: str = "full"
+    dimension: int | None = None
+    manifold: str | None = None
+    trial: int | None = None
+    scale: float = SCALE
+    samples: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What a person looks for in a listing."""
+        space = self.space if self.space == "full" else f"{self.manifold}{self.dimension}-t{self.trial}"
+        samples = [f"n{self.samples}"] if self.samples else []
+        return "-".join([self.network, self.weights_digest[:8], space, f"eps{self.epsilon:g}", self.solver, *samples])
+
+    def cost(self, train: int, test: int) -> int:
+        """Return about how many samples are evaluated: a gradient an iteration, now and then another."""
+        return PASSES["gradient"] * (self.iterations + 2) * (self.samples or train)
+
+    def subspace(self, size: int) -> RandomSubspace | None:
+        """Return A for `size` weights; None in the full space."""
+        return None if self.space == "full" else RandomSubspace(size, self.dimension, self.trial, self.manifold)
+
+    def compute(
+        self, objectives: Objectives, w: np.ndarray, subspace: RandomSubspace | None, report: Report
+    ) -> SharpnessResult:
+        """Measure at the minimizer w, shape (n,)."""
+        objective = objectives.train(self.samples)
+        return sharpness(
+            objective,
+            w,
+            self.epsilon,
+            subspace=subspace,
+            solver=self.solver,
+            iterations=self.iterations,
+            scale=self.scale,
+            report=lambda note: report(PASSES["gradient"] * objective.samples, f"epsilon {self.epsilon:g} {note}"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureRequest(Request):
+    """The curvature over the first `samples` training samples: the box, and A."""
+
+    kind: ClassVar[str] = "curvature"
+    result_type: ClassVar[type] = Curvature
+    trial: ClassVar[int] = 0  # the seed of A
+
+    epsilon: float
+    samples: int
+    dimension: int
+    manifold: str
+
+    @property
+    def name(self) -> str:
+        """What a person looks for in a listing."""
+        subspace = f"{self.manifold}{self.dimension}"
+        return "-".join([self.network, self.weights_digest[:8], subspace, f"eps{self.epsilon:g}", f"n{self.samples}"])
+
+    def cost(self, train: int, test: int) -> int:
+        """Return about how many samples are evaluated."""
+        return hessian.expected_passes(self.dimension) * self.samples
+
+    def subspace(self, size: int) -> RandomSubspace:
+        """Return A for `size` weights."""
+        return RandomSubspace(size, self.dimension, self.trial, self.manifold)
+
+    def compute(self, objectives: Objectives, w: np.ndarray, subspace: RandomSubspace, report: Report) -> Curvature:
+        """Measure at the minimizer w, shape (n,)."""
+        objective = objectives.train(self.samples)
+
+        def passed(passes: int, note: str) -> None:
+            report(passes * objective.samples, note)
+
+        return hessian.curvature(objective, w, self.epsilon, subspace, report=passed)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A request, its result, and where that came from."""
+
+    measurement: Request
+    result: object
+    provenance: store.Provenance
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A minimizer and what was measured there.
+
+    `minimizer` is its role: SB, LB, ...; `weights` is the digest of its weights; the distance is Euclidean, from where
+    this training started; `evaluation` holds an `Evaluated`, `sharpness` a `SharpnessResult` at each of
+    `paper.EPSILONS`, or nothing.
+    """
+
+    minimizer: str
+    recipe: Recipe
+    training: store.Provenance
+    weights: str
+    distance_from_start: float
+    evaluation: Measured
+    sharpness: list[Measured]
+
+    @property
+    def batch_size(self) -> int:
+        """Of the recipe."""
+        return self.recipe.batch_size
+
+    @property
+    def epochs(self) -> int:
+        """Of the recipe."""
+        return self.recipe.epochs
+
+    @property
+    def warm_start_epochs(self) -> int | None:
+        """Epochs of the training at whose minimizer this one started."""
+        return self.recipe.warm_start.epochs if self.recipe.warm_start else None
+
+    @property
+    def train_loss(self) -> float:
+        """In nats."""
+        return self.evaluation.result.train_loss
+
+    @property
+    def train_accuracy(self) -> float:
+        """In percent."""
+        return self.evaluation.result.train_accuracy
+
+    @property
+    def test_accuracy(self) -> float:
+        """In percent."""
+        return self.evaluation.result.test_accuracy
+
+    def sharpness_at(self, epsilon: float) -> float | None:
+        """Return Metric 2.1 (percent); None where it is not measured or not resolved."""
+        return next(
+            (measured.result.value for measured in self.sharpness if measured.measurement.epsilon == epsilon), None
+        )
+
+
+@dataclass(frozen=True)
+class Value:
+    """A row of a .csv file in long form: one quantity of one minimizer.
+
+    Losses are in nats, accuracies and sharpness (Metric 2.1) in percent; `trial` is the number of the random subspace;
+    empty where it does not apply or, for a value, where float32 does not resolve it.
+    """
+
+    network: str
+    dataset: str
+    minimizer: str
+    batch_size: int | None
+    epochs: int | None
+    warm_start_epochs: int | None
+    seed: int | None
+    quantity: str
+    space: str | None
+    epsilon: float | None
+    solver: str | None
+    trial: int | None
+    value: float | None
+
+
+def sharpness_array(solutions: Sequence[Solution], epsilon: float) -> np.ndarray:
+    """Return the sharpness of each, shape (k,), NaN where it is not measured or not resolved."""
+    return np.array([solution.sharpness_at(epsilon) for solution in solutions], float)
+
+
+def stored(run_dir: str | Path, request: Request) -> Measured | None:
+    """Return the measurement if `run_dir` has it whole; raises `UserError` where it is of another version."""
+    path = _path(run_dir, request)
+    kept = store.read_record(path)
+    # What a request says today and did not say when it was measured had its default then.
+    defaults = {field.name: field.default for field in dataclasses.fields(request)}
+    if kept is None or defaults | kept.get("measurement", {}) != dataclasses.asdict(request):
+        return None
+    with store.reading(path, "move it away"):
+        return Measured(
+            request, _built(request.result_type, kept["result"]), _built(store.Provenance, kept["provenance"])
+        )
+
+
+def load_or_compute(
+    run_dir: str | Path,
+    request: Request,
+    compute: Callable[[], object],
+    origin: store.Provenance,
+    replicas: Replicas,
+    wait: bool = True,
+) -> Measured:
+    """Return the stored measurement, or compute its result and store it.
+
+    Args:
+        run_dir: The store.
+        request: What is asked for.
+        compute: Returns the result.
+        origin: Describes the process, as it was at its start.
+        replicas: The machines that look and compute together.
+        wait: Wait for another process that makes this measurement, or raise `BusyError`.
+    """
+    path = _path(run_dir, request)
+    if replicas.machines == 1 and (found := stored(run_dir, request)):  # several machines look together, below
+        return found
+    with replicas.lock(path, wait):
+        found = stored(run_dir, request)
+        if replicas.agreed(found is not None, path):
+            return found
+        if replicas.chief and path.exists():
+            store.set_aside(path, "is damaged or holds another measurement")
+        began = time.monotonic()
+        result = compute()
+        measured = Measured(request, result, origin.after(time.monotonic() - began))
+        if replicas.chief:
+            store.write_record(path, measured)
+    return measured
+
+
+def _path(run_dir: str | Path, request: Request) -> Path:
+    folder = store.folder(Path(run_dir) / request.kind, request)
+    return folder.with_name(f"{folder.name}.json")
+
+
+def _built(kind: type, content: dict):
+    """Return the data class, with data classes in its fields, of which `content` is the dictionary."""
+    types = get_type_hints(kind)
+    nested = {name: value for name, value in content.items() if dataclasses.is_dataclass(types.get(name))}
+    return kind(**(content | {name: _built(types[name], value) for name, value in nested.items()}))

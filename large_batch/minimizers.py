@@ -1,0 +1,369 @@
+"""The minimizers of a store: found, continued from the last kept state, or trained.
+
+A recipe determines a minimizer, bit by bit. The state after each epoch is kept, so a killed training continues where it
+was and ends at the same weights.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from large_batch import distribution, layers, store
+from large_batch.backend import keras, tf
+from large_batch.datasets import DataSet
+from large_batch.distribution import ALONE, Replicas
+from large_batch.errors import SIGNALS, BusyError, Interrupted, MachineError, UserError, signals_noted
+from large_batch.networks import Network
+from large_batch.objective import Objective, flat_weights, read_weights, write_weights
+from large_batch.training import DivergedError, Epoch, Recipe, TrainingLoop, TrainingState
+
+START = "start.weights.h5"
+RESULT = ("minimizer.weights.h5", START, "history.csv", "provenance.json")
+CHECKPOINTS = "checkpoint-*.npz"
+KEPT_CHECKPOINTS = 2
+BYTES_A_WEIGHT = 4 * (2 + 3 * (KEPT_CHECKPOINTS + 1))  # start and minimizer, checkpoints with ADAM's two moments
+WEIGHT_COPIES = 5  # in memory: weights, gradient, two moments of ADAM, and a copy on the way
+
+Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note on the state
+
+
+@dataclass(frozen=True, eq=False)
+class Minimizer:
+    """Where a recipe leads: flat float64 weights (n,), where they started, and how they came about.
+
+    `state` holds the values of variables that are not trainable, in Keras' order; the paper's networks have none.
+    """
+
+    recipe: Recipe
+    weights: np.ndarray
+    start: np.ndarray
+    history: list[Epoch]
+    provenance: store.Provenance
+    state: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def distance(self) -> float:
+        """Euclidean distance from the starting point (section 3 of the paper)."""
+        return float(np.linalg.norm(self.weights - self.start))
+
+
+def digest(weights: np.ndarray, state: Collection[np.ndarray] = ()) -> str:
+    """Return what tells minimizers apart: the SHA-256 of the weights, (n,), in float32, and of the other state."""
+    text = weights.astype(np.float32).tobytes() + b"".join(array.tobytes() for array in state)
+    return hashlib.sha256(text).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Minimizers:
+    """The minimizers of one network on one data set, whose samples have the network's shape, in one store."""
+
+    network: Network
+    data: DataSet
+    run_dir: str | Path
+    replicas: Replicas = ALONE
+
+    def folder(self, recipe: Recipe) -> store.Folder:
+        """Return the recipe's folder."""
+        return store.Folder(store.folder(self.run_dir, recipe))
+
+    def build(self, recipe: Recipe) -> keras.Model:
+        """Return the recipe's network, in float32, at the starting point of its seed."""
+        return recipe.build(self.network, self.data)
+
+    def is_stored(self, recipe: Recipe) -> bool:
+        """Say whether the minimizer of the recipe is there whole."""
+        return self.folder(recipe).whole(*RESULT)
+
+    def stored(self, recipe: Recipe) -> Minimizer | None:
+        """Return the minimizer of the recipe if it is there whole; raises `UserError` if it is of another version."""
+        folder = self.folder(recipe)
+        if not folder.whole(*RESULT):
+            return None
+        history = _stored_history(recipe, folder)
+        with store.reading(folder.path):
+            model = self.build(recipe)
+            return Minimizer(
+                recipe,
+                start=read_weights(model, folder.path / START),
+                weights=read_weights(model, folder.path / "minimizer.weights.h5"),
+                history=history,
+                provenance=store.Provenance(**json.loads((folder.path / "provenance.json").read_text())),
+                state=[np.asarray(variable) for variable in model.non_trainable_variables],
+            )
+
+    def state(self, recipe: Recipe) -> TrainingState:
+        """Return how far the training is that is stored; raises as `stored` does."""
+        folder = self.folder(recipe)
+        before = folder.sums()
+        try:
+            if folder.whole(*RESULT):
+                return TrainingState(history=_stored_history(recipe, folder))
+            if checkpoints := _checkpoints(folder):
+                with store.reading(folder.path / checkpoints[-1]), np.load(folder.path / checkpoints[-1]) as saved:
+                    return TrainingState.read(saved)
+        except UserError:
+            if folder.sums() == before:  # else another process changed the files that were being read
+                raise
+        return TrainingState()
+
+    def samples_to_train(self, recipe: Recipe, retrain: bool = False) -> int:
+        """Return how many samples `train` would pass through the network, without those of a warm start that is not
+        there yet; raises as `stored` does."""
+        at = TrainingState() if retrain else self.state(recipe)
+        return (recipe.epochs - len(at.history)) * len(self.data.x_train) - at.seen
+
+    def check_tested(self, recipe: Recipe) -> None:
+        """Raise `UserError` where the run that is stored, ended or not, has no test history."""
+        if not _tested(self.state(recipe).history):
+            raise UserError(
+                f"The run in {self.folder(recipe).path} was trained without a test history; train it anew with "
+                "--retrain (the old minimizer stays until there is a new one)."
+            )
+
+    def warn_of_memory(self, recipe: Recipe) -> None:
+        """Say so, with the remedy, where a training step seems to need more memory than is free."""
+        samples = -(-max(recipe.batch_sizes) // self.replicas.memories)
+        model = recipe.build(self.network, self.data, recipe.precision)
+        kept = layers.kept_bytes(model, samples, layers.recomputes(model, samples))
+        needed, free = 1.1 * kept + 4 * WEIGHT_COPIES * model.count_params(), distribution.free_bytes()
+        if needed > free and not tf.config.list_physical_devices("GPU"):
+            store.log.warning(
+                "A training step of %s samples of %s needs about %.1f GiB, and %.1f GiB are free; if it fails, spread "
+                "it over several machines or halve it with --precision=bfloat16.",
+                f"{samples:,}",
+                recipe.network,
+                needed / 2**30,
+                free / 2**30,
+            )
+
+    def train(
+        self,
+        recipe: Recipe,
+        *,
+        retrain: bool = False,
+        test_history: bool = False,
+        keep: Collection[int] = (),
+        report: Report = lambda samples, note: None,
+        wait: bool = True,
+    ) -> Minimizer:
+        """Return the recipe's minimizer: the stored one, or a new one, trained from the last kept state, if any.
+
+        A warm start that is not stored is trained first. Damaged files are set aside, and the state before is used.
+
+        Args:
+            recipe: What to train.
+            retrain: Replace what is stored. Until there is a new minimizer, the old one is in the folder beside, named
+                *.before-retraining.
+            test_history: Evaluate the test set after each epoch of a new training.
+            keep: Epochs after which iterates are stored on the way, as minimizers of `recipe.at_epoch`.
+            report: Is told the samples trained.
+            wait: Of several processes with one store, one trains a recipe. Wait for it, or raise `BusyError`.
+
+        Raises:
+            UserError: For a batch larger than the training set, and as `stored`.
+            MachineError: When the disk is full, another machine stops answering, or the training diverges: the last
+                good weights are then left in the recipe's folder, and no minimizer.
+            Interrupted: On SIGINT or SIGTERM, once the present state is kept.
+        """
+        recipe.check(self.data)
+        folder, replicas = self.folder(recipe), self.replicas
+        with replicas.lock(folder.path, wait):
+            if replicas.chief:
+                self._tidy(recipe, folder, retrain)
+            replicas.barrier()
+            begun = folder.whole(START)
+            found = self.stored(recipe)
+            if replicas.agreed(found is not None, folder.path):
+                return found
+            if recipe.warm_start and not begun:
+                self.train(recipe.warm_start, report=report, wait=wait)
+            iterates = {epoch: self.folder(recipe.at_epoch(epoch)) for epoch in keep if epoch < recipe.epochs}
+            if not retrain:
+                iterates = {epoch: other for epoch, other in iterates.items() if not other.whole(*RESULT)}
+            try:
+                return self._train(recipe, folder, iterates, test_history, report)
+            except tf.errors.OpError as error:
+                if meaning := distribution.failure(error):
+                    raise MachineError(meaning) from error
+                raise
+
+    def _tidy(self, recipe: Recipe, folder: store.Folder, retrain: bool) -> None:
+        """Clear away what is damaged or left over, and make room for a new training."""
+        folder.set_aside_damaged()
+        folder.sweep(CHECKPOINTS)
+        if retrain or not folder.sums():
+            store.check_space(folder.path.parent, BYTES_A_WEIGHT * self.build(recipe).count_params())
+        if retrain and folder.whole(*RESULT):
+            shutil.rmtree(_backup(folder), ignore_errors=True)
+            folder.path.rename(_backup(folder))
+        elif retrain:
+            folder.seal(dropping=[*_checkpoints(folder), START])
+        if not folder.path.exists():
+            folder.seal()  # files without a list are from then on a sign of damage
+
+    def _train(
+        self,
+        recipe: Recipe,
+        folder: store.Folder,
+        iterates: dict[int, store.Folder],
+        test_history: bool,
+        report: Report,
+    ) -> Minimizer:
+        """Train, as the only writer of the folder; store the iterates after some epochs in folders of their own."""
+        origin, replicas, data = store.provenance(), self.replicas, self.data
+        if replicas.count > 1:
+            origin = dataclasses.replace(origin, machine=f"{origin.machine}, {replicas.count} replicas")
+        # The last kept state, or the start
+        loop = TrainingLoop(recipe, self.network, data, replicas)
+        self._begin(loop, folder)
+        if loop.epoch:
+            test_history = _tested(loop.state.history)
+        start = read_weights(self.build(recipe), folder.path / START)
+        _add_origin(loop, origin)
+        test = None
+        if test_history:
+            test = Objective(self.build(recipe), data.x_test, data.y_test, outputs=loop.outputs, replicas=replicas)
+
+        def evaluate(model: keras.Model) -> tuple[float, float]:
+            test.take_state(model)
+            found = test.evaluate(flat_weights(model))
+            return found.loss, found.accuracy
+
+        # Epoch by epoch
+        with signals_noted() as signals:
+            stop = False
+            while loop.epoch < recipe.epochs and not stop:
+                try:
+                    samples, stop = loop.advance(signals.first is not None)
+                    stop = stop or (
+                        replicas.machines == 1 and signals.first is not None
+                    )  # others must hear of it first
+                    report(samples, loop.where())
+                    if loop.state.seen == len(data.x_train):
+                        loop.finish_epoch(evaluate if test else None)
+                except DivergedError as error:
+                    _leave_last_good(loop, folder, error)
+                if loop.between_epochs and loop.epoch in iterates and replicas.chief:
+                    _keep_iterate(loop, folder, iterates[loop.epoch], origin)
+                if loop.between_epochs or stop:
+                    _save(loop, folder)
+            if stop:
+                kept = f"The training is kept in {folder.path}, {loop.where()}."
+                raise Interrupted(signals.first or SIGNALS[0], kept)
+            # The minimizer
+            origin = _provenance(loop, origin)
+            if replicas.chief:
+                _write_result(loop, folder, origin)
+                shutil.rmtree(_backup(folder), ignore_errors=True)
+            if signals.first:
+                raise Interrupted(signals.first, f"The minimizer is kept in {folder.path}.")
+        state = [np.asarray(variable) for variable in loop.model.non_trainable_variables]
+        return Minimizer(recipe, flat_weights(loop.model), start, loop.state.history, origin, state)
+
+    def _begin(self, loop: TrainingLoop, folder: store.Folder) -> None:
+        """Restore the last kept state, if there is one; else keep the start, that of the seed or the warm one."""
+        recipe, replicas = loop.recipe, loop.replicas
+        if replicas.chief and not folder.whole(START):
+            if warm := recipe.warm_start:
+                read_weights(loop.model, self.folder(warm).path / "minimizer.weights.h5")
+            store.write_json(folder.path / "recipe.json", recipe)
+            write_weights(loop.model, folder.path / START)
+            folder.seal("recipe.json", START)
+        replicas.barrier()
+        read_weights(loop.model, folder.path / START)
+        if checkpoints := _checkpoints(folder):
+            loop.restore(folder.path / checkpoints[-1])
+        replicas.agreed(loop.state.steps, folder.path)
+
+
+def _stored_history(recipe: Recipe, folder: store.Folder) -> list[Epoch]:
+    with store.reading(folder.path):
+        history = store.read_csv(folder.path / "history.csv", Epoch)
+        if len(history) != recipe.epochs:
+            raise ValueError(f"{len(history)} epochs in history.csv")
+    return history
+
+
+def _tested(history: list[Epoch]) -> bool:
+    return all(row.test_loss is not None for row in history)
+
+
+def _checkpoints(folder: store.Folder) -> list[str]:
+    """Return the names of the whole checkpoints, the latest last."""
+    return [name for name in sorted(folder.sums()) if fnmatch(name, CHECKPOINTS) and folder.whole(name)]
+
+
+def _backup(folder: store.Folder) -> Path:
+    """Where the minimizer stays that is being trained anew, until there is a new one."""
+    return folder.path.with_name(f"{folder.path.name}.before-retraining")
+
+
+def _add_origin(loop: TrainingLoop, origin: store.Provenance) -> None:
+    """Note who trains from here on; warn where the bits will not be those of one process from start to end."""
+    origins = loop.state.origins
+    if origins and (changed := origin.differences(origins[-1])):
+        store.log.warning(
+            "%s was begun elsewhere and continues with %s: it will not end at the same bits.",
+            loop.recipe.name,
+            ", ".join(changed),
+        )
+    if origin not in origins:
+        origins.append(origin)
+
+
+def _provenance(loop: TrainingLoop, origin: store.Provenance) -> store.Provenance:
+    earlier = [dataclasses.asdict(other) for other in loop.state.origins if other != origin]
+    return dataclasses.replace(origin.after(loop.state.wall_seconds), earlier=earlier)
+
+
+def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Provenance) -> None:
+    """Make the present state the folder's minimizer."""
+    store.write_csv(folder.path / "history.csv", loop.state.history, Epoch)
+    store.write_json(folder.path / "provenance.json", origin)
+    write_weights(loop.model, folder.path / "minimizer.weights.h5")
+    folder.seal(*RESULT, dropping=_checkpoints(folder))
+
+
+def _keep_iterate(loop: TrainingLoop, folder: store.Folder, other: store.Folder, origin: store.Provenance) -> None:
+    """Store the present state as the minimizer of the recipe that ends here, in another folder."""
+    with suppress(BusyError), store.lock(other.path, wait=False):  # who holds it stores the same
+        other.set_aside_damaged()
+        store.write_json(other.path / "recipe.json", loop.recipe.at_epoch(loop.epoch))
+        with store.writing(other.path / START) as temporary:
+            shutil.copyfile(folder.path / START, temporary)
+        other.seal("recipe.json", START)
+        _write_result(loop, other, _provenance(loop, origin))
+
+
+def _save(loop: TrainingLoop, folder: store.Folder) -> None:
+    """Keep the present state and the one before it, and no other."""
+    if loop.replicas.chief:
+        name = CHECKPOINTS.replace("*", f"{loop.state.steps:09}")
+        loop.save(folder.path / name)
+        before = [other for other in sorted(folder.sums()) if fnmatch(other, CHECKPOINTS) and other != name]
+        folder.seal(name, dropping=before[: 1 - KEPT_CHECKPOINTS])
+
+
+def _leave_last_good(loop: TrainingLoop, folder: store.Folder, error: DivergedError) -> NoReturn:
+    """Leave the weights of the last kept state in the folder, and raise."""
+    path = folder.path / "last_good.weights.h5"
+    loop.state = TrainingState()
+    if checkpoints := _checkpoints(folder):
+        loop.restore(folder.path / checkpoints[-1])
+    else:
+        read_weights(loop.model, folder.path / START)
+    if loop.replicas.chief:
+        write_weights(loop.model, path)
+    raise MachineError(
+        f"The training diverged (loss or weights are not finite) {error}: {loop.recipe}. No minimizer was written; the "
+        f"weights {loop.where()} are in {path}."
+    ) from error

@@ -1,0 +1,118 @@
+"""What the paper published: Keskar, Mudigere, Nocedal, Smelyanskiy, Tang, "On Large-Batch Training for Deep Learning:
+Generalization Gap and Sharp Minima", ICLR 2017, and the curves of the figures in its repository."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ORIGINAL_CURVES = Path(__file__).parent / "original_figures"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample deviation over trials, the paper's 5 or ours; None for the deviation of one trial."""
+
+    mean: float
+    deviation: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return that of some values."""
+        return cls(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.5g}" + ("" if self.deviation is None else f" ± {self.deviation:.4g}")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A row of Table 2 (percent): the small-batch (SB) and large-batch (LB) minimizer on training and test set."""
+
+    train_small: Spread
+    train_large: Spread
+    test_small: Spread
+    test_large: Spread
+
+
+TABLE_2 = {
+    "F1": Accuracy(Spread(99.66, 0.05), Spread(99.92, 0.01), Spread(98.03, 0.07), Spread(97.81, 0.07)),
+    "F2": Accuracy(Spread(99.99, 0.03), Spread(98.35, 2.08), Spread(64.02, 0.2), Spread(59.45, 1.05)),
+    "C1": Accuracy(Spread(99.89, 0.02), Spread(99.66, 0.2), Spread(80.04, 0.12), Spread(77.26, 0.42)),
+    "C2": Accuracy(Spread(99.99, 0.04), Spread(99.99, 0.01), Spread(89.24, 0.12), Spread(87.26, 0.07)),
+    "C3": Accuracy(Spread(99.56, 0.44), Spread(99.88, 0.30), Spread(49.58, 0.39), Spread(46.45, 0.43)),
+    "C4": Accuracy(Spread(99.10, 1.23), Spread(99.57, 1.84), Spread(63.08, 0.5), Spread(57.81, 0.17)),
+}
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """A row of Table 3 or 4 at one epsilon: Metric 2.1 (percent) of the small-batch and the large-batch minimizer."""
+
+    small: Spread
+    large: Spread
+
+
+TABLE_3 = {  # full space, by network and epsilon
+    ("F1", 1e-3): Sharpness(Spread(1.23, 0.83), Spread(205.14, 69.52)),
+    ("F1", 5e-4): Sharpness(Spread(0.61, 0.27), Spread(42.90, 17.14)),
+    ("F2", 1e-3): Sharpness(Spread(1.39, 0.02), Spread(310.64, 38.46)),
+    ("F2", 5e-4): Sharpness(Spread(0.90, 0.05), Spread(93.15, 6.81)),
+    ("C1", 1e-3): Sharpness(Spread(28.58, 3.13), Spread(707.23, 43.04)),
+    ("C1", 5e-4): Sharpness(Spread(7.08, 0.88), Spread(227.31, 23.23)),
+    ("C2", 1e-3): Sharpness(Spread(8.68, 1.32), Spread(925.32, 38.29)),
+    ("C2", 5e-4): Sharpness(Spread(2.07, 0.86), Spread(175.31, 18.28)),
+    ("C3", 1e-3): Sharpness(Spread(29.85, 5.98), Spread(258.75, 8.96)),
+    ("C3", 5e-4): Sharpness(Spread(8.56, 0.99), Spread(105.11, 13.22)),
+    ("C4", 1e-3): Sharpness(Spread(12.83, 3.84), Spread(421.84, 36.97)),
+    ("C4", 5e-4): Sharpness(Spread(4.07, 0.87), Spread(109.35, 16.57)),
+}
+TABLE_4 = {  # random subspaces of dimension 100, by network and epsilon
+    ("F1", 1e-3): Sharpness(Spread(0.11, 0.00), Spread(9.22, 0.56)),
+    ("F1", 5e-4): Sharpness(Spread(0.05, 0.00), Spread(9.17, 0.14)),
+    ("F2", 1e-3): Sharpness(Spread(0.29, 0.02), Spread(23.63, 0.54)),
+    ("F2", 5e-4): Sharpness(Spread(0.05, 0.00), Spread(6.28, 0.19)),
+    ("C1", 1e-3): Sharpness(Spread(2.18, 0.23), Spread(137.25, 21.60)),
+    ("C1", 5e-4): Sharpness(Spread(0.71, 0.15), Spread(29.50, 7.48)),
+    ("C2", 1e-3): Sharpness(Spread(0.95, 0.34), Spread(25.09, 2.61)),
+    ("C2", 5e-4): Sharpness(Spread(0.31, 0.08), Spread(5.82, 0.52)),
+    ("C3", 1e-3): Sharpness(Spread(17.02, 2.20), Spread(236.03, 31.26)),
+    ("C3", 5e-4): Sharpness(Spread(4.03, 1.45), Spread(86.96, 27.39)),
+    ("C4", 1e-3): Sharpness(Spread(6.05, 1.13), Spread(72.99, 10.96)),
+    ("C4", 5e-4): Sharpness(Spread(1.89, 0.33), Spread(19.85, 4.12)),
+}
+
+EPSILONS = (1e-3, 5e-4)  # half-widths of the box of Metric 2.1
+
+# Section 2.2.2: the loss around a large-batch minimizer rises steeply only in a subspace of about this share of the
+# dimensions (percent).
+STEEP_SHARE = 5.0
+
+# Section 3, Figure 4: the batch size after which the test accuracy drops is about this.
+BATCH_SIZE_THRESHOLD = {"F2": 15_000, "C1": 500}
+
+# Section 3: ||x_S - x_0|| / ||x_L - x_0|| was observed in this range.
+DISTANCE_RATIO = (3, 10)
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A point of an original figure: clipped cross-entropy (nats) and accuracy (percent) at x_S + alpha (x_L - x_S)."""
+
+    alpha: float
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+def original_curve(network: str) -> list[CurvePoint]:
+    """Return the 25 points of the original's linear parametric plot (Figure 3); empty where none was released."""
+    if network not in ("C1", "C2", "C3", "C4"):
+        return []
+    with open(ORIGINAL_CURVES / f"{network}.csv", newline="") as file:
+        return [CurvePoint(**{name: float(cell) for name, cell in row.items()}) for row in csv.DictReader(file)]

@@ -1,0 +1,295 @@
+"""Trains and measures a list of requests: each once, kept, resumed, and shared by processes that run the same command.
+
+Recipes that differ in their epochs only are one training, whose iterates are kept on the way. What another process has
+taken is left to it; when nothing is left to take, it is waited for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from large_batch import measurements, store
+from large_batch.errors import BusyError
+from large_batch.measurements import Measured, Objectives, Request
+from large_batch.minimizers import Minimizers, digest
+from large_batch.subspace import RandomSubspace
+from large_batch.training import Recipe
+
+FORECAST_SECONDS = 20  # of training, after which it is said how long everything will take
+LONG_SECONDS = 3600  # from which on the cheaper ways are named, too
+
+Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note
+Weights = tuple[np.ndarray, list[np.ndarray]]  # flat, (n,), and the state that is not trainable
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point of weight space: the minimizer `first`, or the point at `alpha` of the path from it to `second`.
+
+    A minimizer is given by its recipe, or by the path of a weights file. `curve` is "linear" (Figure 3) or
+    "curvilinear" (Figure 7).
+    """
+
+    first: Recipe | str
+    second: Recipe | str | None = None
+    curve: str = "linear"
+    alpha: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What a person reads beside the progress."""
+        if self.second is not None:
+            return f"alpha {self.alpha:+.3f}"
+        return self.first.name if isinstance(self.first, Recipe) else self.first
+
+    @property
+    def ends(self) -> list[Recipe | str]:
+        """The minimizers that it depends on."""
+        return [self.first] if self.second is None else [self.first, self.second]
+
+
+Item = tuple[Request, Place]
+
+
+def path_point(curve: str, alpha: float, small: np.ndarray, large: np.ndarray) -> np.ndarray:
+    """Return the weights, shape (n,), at `alpha` of the linear (Figure 3) or curvilinear (Figure 7) path."""
+    if curve == "linear":
+        return alpha * large + (1 - alpha) * small
+    return np.sin(alpha * np.pi / 2) * large + np.cos(alpha * np.pi / 2) * small
+
+
+def trajectories(recipes: Iterable[Recipe]) -> dict[Recipe, list[int]]:
+    """Return the trainings that lead to the recipes: by longest recipe, the ascending epochs whose iterates are asked
+    for. Those at which others start come before these."""
+    wanted: dict[Recipe, set[int]] = {}
+
+    def want(recipe: Recipe) -> None:
+        if recipe.warm_start:
+            want(recipe.warm_start)
+        wanted.setdefault(recipe.at_epoch(0), set()).add(recipe.epochs)
+
+    for recipe in recipes:
+        want(recipe)
+    return {begin.at_epoch(max(epochs)): sorted(epochs) for begin, epochs in wanted.items()}
+
+
+def leave_busy_for_last(work: Sequence[Work], do: Callable[[Work, bool], Result], wait: bool) -> dict[Work, Result]:
+    """Return what `do(item, wait)` returns for each item.
+
+    `do` raises `BusyError` for what another process does, unless told to wait: that is asked for again at the end, or,
+    without `wait`, the error is raised once all else is done.
+    """
+    done = {}
+    for last in (False, True):
+        for item in work:
+            if item not in done:
+                try:
+                    done[item] = do(item, last and wait)
+                except BusyError:
+                    if last:
+                        raise
+    return {item: done[item] for item in work}
+
+
+class Progress:
+    """A progress bar over a whole list, in samples evaluated by a network; a trained sample counts as three."""
+
+    def __init__(self, work: int):
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=work,
+            disable=work == 0,
+            bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} elapsed, {remaining} left | {desc}",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+        self._forecast = False
+
+    @contextmanager
+    def job(self, samples: int, label: str) -> Iterator[Report]:
+        """Yield the report function of a job of about `samples` evaluations; the bar advances by just these."""
+        left, began = samples, None
+
+        def report(done: int, note: str) -> None:
+            nonlocal left, began
+            if began is None:
+                began = time.monotonic(), self._bar.n
+                self._bar.unpause()  # what is compiled before is no measure of speed
+            self._advance(min(done, left), f"{label} {note}")
+            left -= min(done, left)
+            if not self._forecast and time.monotonic() - began[0] > FORECAST_SECONDS:
+                self._forecast = True
+                self._say_how_long(*began)
+
+        yield report
+        self._advance(left, label)
+
+    def _advance(self, work: int, note: str) -> None:
+        self._bar.set_description_str(note, refresh=False)
+        self._bar.update(work)
+
+    def _say_how_long(self, began: float, done_before: int) -> None:
+        rate = (self._bar.n - done_before) / (time.monotonic() - began)
+        seconds = (self._bar.total - self._bar.n) / max(rate, 1e-9)
+        cheaper = (
+            ""
+            if seconds < LONG_SECONDS
+            else ("; cheaper: fewer --epochs, a GPU, or the same command in several processes that share --run_dir")
+        )
+        store.log.warning("All of this takes about %s more here%s.", duration(seconds), cheaper)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Say how long something takes, roughly."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{max(1, round(seconds))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+class Runner:
+    """Trains and measures over one data set, in one store.
+
+    Args:
+        minimizers: The store, the network and the data.
+        definition: Of the network.
+        origin: Describes this process.
+        retrain: Train everything anew.
+        wait: Wait for what other processes have taken, or raise `BusyError` when nothing else is left.
+    """
+
+    def __init__(
+        self,
+        minimizers: Minimizers,
+        definition: str,
+        origin: store.Provenance,
+        *,
+        retrain: bool = False,
+        wait: bool = True,
+    ):
+        self.minimizers, self.origin, self.retrain, self.wait = minimizers, origin, retrain, wait
+        network, data = minimizers.network, minimizers.data
+        self.objectives = Objectives(network, data, definition, minimizers.replicas)
+        self._loaded: dict[Recipe | str, Weights] = {}  # the last two, the ends of a path
+        self._subspaces: dict[tuple, RandomSubspace | None] = {}  # the last one, for measurements side by side
+
+    def run(self, recipes: Sequence[Recipe], asked: Sequence[Item] = ()) -> dict[Item, Measured]:
+        """Train the recipes and those that the places need, and measure what is asked for at each place.
+
+        What is to do and what is done is said first. Raises as `Minimizers.train` and the requests do, and `BusyError`
+        where the rest is in the hands of others that are not waited for.
+        """
+        ends = list(dict.fromkeys(end for _, place in asked for end in place.ends))
+        for file in (end for end in ends if not isinstance(end, Recipe)):
+            self._load(file, wait=True)  # a file that is none shows before hours of work
+        trainings = trajectories([*recipes, *(end for end in ends if isinstance(end, Recipe))])
+        to_train = {longest: samples for longest in trainings if (samples := self._to_train(longest, trainings))}
+        done = {item: found for item in asked if (found := self._stored(item))}
+        train, test = len(self.minimizers.data.x_train), len(self.minimizers.data.x_test)
+        costs = {item: 0 if item in done else item[0].cost(train, test) for item in asked}
+        if self.minimizers.replicas.chief:
+            trained = f"{len(trainings)} trainings ({len(trainings) - len(to_train)} of them done)"
+            print(f"{trained}, {len(asked)} measurements ({len(done)} of them done).", flush=True)
+        for longest in to_train:
+            self.minimizers.warn_of_memory(longest)
+
+        with Progress(3 * sum(to_train.values()) + sum(costs.values())) as progress:
+
+            def do(work: Recipe | Item, wait: bool) -> Measured | None:
+                if isinstance(work, Recipe):
+                    with progress.job(3 * to_train[work], work.name) as report:
+                        return self._train(work, trainings[work], lambda n, note: report(3 * n, note), wait)
+                with progress.job(costs[work], work[1].name) as report:
+                    return done.get(work) or self._measure(*work, report, wait)
+
+            results = leave_busy_for_last([*to_train, *dict.fromkeys(asked)], do, self.wait)
+        return {item: results[item] for item in asked}
+
+    def _to_train(self, longest: Recipe, trainings: dict[Recipe, list[int]]) -> int:
+        """Return the samples still to be trained for the iterates of a training, 0 if all of them are stored."""
+        iterates = map(longest.at_epoch, trainings[longest])
+        missing = [recipe for recipe in iterates if self.retrain or not self.minimizers.is_stored(recipe)]
+        return max(1, self.minimizers.samples_to_train(missing[-1], self.retrain)) if missing else 0
+
+    def _train(self, longest: Recipe, epochs: list[int], report: Report, wait: bool) -> None:
+        """Store the iterates of a training, the last missing one first: the others are on its way.
+
+        Raises `BusyError`, unless told to `wait`, where another process trains it, or what it starts from.
+        """
+        first, minimizers = longest.warm_start, self.minimizers
+        if not wait and minimizers.replicas.broadcast(bool(first) and not minimizers.is_stored(first)):
+            raise BusyError(f"Another process trains {first.name}.")
+        for epoch in reversed(epochs):
+            recipe = longest.at_epoch(epoch)
+            anew = self.retrain and not wait and recipe == longest  # what is waited for is new
+            if wait or anew or not minimizers.is_stored(recipe):  # what is waited for may be about to be replaced
+                minimizers.train(recipe, retrain=anew, test_history=True, keep=epochs, report=report, wait=wait)
+
+    def _stored(self, item: Item) -> Measured | None:
+        """Return the measurement if it and all that it depends on is stored, and not to be made anew."""
+        recipes = [end for end in item[1].ends if isinstance(end, Recipe)]
+        if recipes and (self.retrain or not all(map(self.minimizers.is_stored, recipes))):
+            return None
+        request, _, _ = self._at(*item, wait=True)
+        return measurements.stored(self.minimizers.run_dir, request)
+
+    def _measure(self, request: Request, place: Place, report: Report, wait: bool) -> Measured:
+        request, w, state = self._at(request, place, wait)
+
+        def compute() -> object:
+            self.objectives.take_state(state)
+            return request.compute(self.objectives, w, self._subspace(request), report)
+
+        minimizers, origin = self.minimizers, self.origin
+        return measurements.load_or_compute(minimizers.run_dir, request, compute, origin, minimizers.replicas, wait)
+
+    def _at(self, request: Request, place: Place, wait: bool) -> tuple[Request, np.ndarray, list[np.ndarray]]:
+        """Return the request with the digest of the weights at a place, these weights, and the state with them."""
+        (w, state), *others = [self._load(end, wait) for end in place.ends]
+        for other, other_state in others:
+            w = path_point(place.curve, place.alpha, w, other)
+            pairs = zip(state, other_state, strict=True)
+            state = [path_point(place.curve, place.alpha, a, b).astype(a.dtype) for a, b in pairs]
+        return dataclasses.replace(request, weights_digest=digest(w, state)), w, state
+
+    def _load(self, end: Recipe | str, wait: bool) -> Weights:
+        if end not in self._loaded:
+            if isinstance(end, Recipe):
+                missing = not self.minimizers.is_stored(end)
+                if not wait and self.minimizers.replicas.broadcast(missing):
+                    raise BusyError(f"Another process trains {end.name}.")
+                alone = self.minimizers.replicas.machines == 1  # several machines look together, in `train`
+                minimizer = self.minimizers.stored(end) if alone else None
+                minimizer = minimizer or self.minimizers.train(end, wait=wait)
+                weights = minimizer.weights, minimizer.state
+            else:
+                weights = self.objectives.read(end)
+            while len(self._loaded) > 1:
+                self._loaded.pop(next(iter(self._loaded)))
+            self._loaded[end] = weights
+        return self._loaded[end]
+
+    def _subspace(self, request: Request) -> RandomSubspace | None:
+        key = tuple(getattr(request, name, None) for name in ("space", "dimension", "manifold", "trial"))
+        if key not in self._subspaces:
+            self._subspaces.clear()  # frees the last one before the next is drawn
+            self._subspaces[key] = request.subspace(self.objectives.size)
+        return self._subspaces[key]

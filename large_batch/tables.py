@@ -1,0 +1,160 @@
+"""How numbers are laid out as text, beside those of the paper's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from large_batch import paper
+from large_batch.hessian import Curvature
+from large_batch.measurements import Measured, Solution
+from large_batch.paper import Spread
+
+DIMENSION = 100  # of the random subspaces of Table 4
+
+
+def lay_out(rows: list[list[str]]) -> str:
+    """Lay out rows of cells, the first row a header, the first column left-aligned and the others right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def cell(values: Sequence[float | None]) -> str:
+    """Return mean ± sample deviation of those that are known, and of how many if not of all."""
+    known = [value for value in values if value is not None]
+    of = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    return f"{Spread.of(known)}{of}" if known else "-"
+
+
+def solution_table(solutions: Sequence[Solution], published: dict[tuple[str, int], list[str]]) -> str:
+    """Lay out solutions, trials as mean ± sample deviation, beside Tables 2 and 3 where they apply.
+
+    `published` holds cells by (regime, epochs): Table 2's test accuracy and Table 3's sharpness at each epsilon.
+    """
+    epsilons = [f"{epsilon:g}" for epsilon in paper.EPSILONS]
+    header = ["", "batch", "epochs", "from SB epoch", "train loss", "train %", "test %"]
+    header += [*(f"sharpness {epsilon}" for epsilon in epsilons), "distance", "paper test %"]
+    lines = [[*header, *(f"paper {epsilon}" for epsilon in epsilons)]]
+    groups: dict[tuple, list[Solution]] = {}
+    for solution in solutions:
+        groups.setdefault(
+            (solution.minimizer, solution.batch_size, solution.epochs, solution.warm_start_epochs), []
+        ).append(solution)
+    for (minimizer, batch, epochs, warm), trials in groups.items():
+        columns = [
+            [getattr(solution, name) for solution in trials]
+            for name in ("train_loss", "train_accuracy", "test_accuracy")
+        ]
+        columns += [[solution.sharpness_at(epsilon) for solution in trials] for epsilon in paper.EPSILONS]
+        columns.append([solution.distance_from_start for solution in trials])
+        place = [minimizer, str(batch), str(epochs), "-" if warm is None else str(warm)]
+        beside = published.get((minimizer, epochs), ["-"] * (1 + len(epsilons)))
+        lines.append([*place, *map(cell, columns), *beside])
+    used = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"-"}]
+    return lay_out([list(line) for line in zip(*used, strict=True)])
+
+
+def accuracy_cells(network: str, minimizer: str) -> list[str]:
+    """Return Table 2's test accuracy and Table 3's sharpness of the paper's SB or LB minimizer."""
+    side = {"SB": "small", "LB": "large"}[minimizer]
+    sharpness = [getattr(paper.TABLE_3[network, epsilon], side) for epsilon in paper.EPSILONS]
+    return list(map(str, [getattr(paper.TABLE_2[network], f"test_{side}"), *sharpness]))
+
+
+def settings_of(measured: Measured) -> tuple[str, float, str]:
+    """Return how Metric 2.1 was measured, apart from where and with which A: space, epsilon, solver."""
+    at = measured.measurement
+    return at.space, at.epsilon, at.solver
+
+
+def sharpness_comparison(results: dict[str, list[Measured]], comparable: bool) -> str:
+    """Lay out the sharpness of SB and LB beside the paper's, a line for each setting, and count where LB is sharper.
+
+    Args:
+        results: The measurements of SB and of LB, in the same settings.
+        comparable: Whether they were trained on the paper's data with the paper's batch sizes.
+    """
+    rows = [["space", "epsilon", "solver", "SB", "LB", "LB/SB", "paper SB", "paper LB", "paper LB/SB"]]
+    sharper = resolved = 0
+    for setting in dict.fromkeys(map(settings_of, results["SB"])):
+        ours, theirs = [], []
+        for label, measured in results.items():
+            trials = [trial for trial in measured if settings_of(trial) == setting]
+            values = [trial.result.value for trial in trials]
+            ours.append(None if None in values else Spread.of(values))
+            theirs.append(published(trials[0], label) if comparable else None)
+        space, epsilon, solver = setting
+        cells = ["not resolved" if spread is None else str(spread) for spread in ours]
+        beside = ["-" if spread is None else str(spread) for spread in theirs]
+        rows.append([space, f"{epsilon:g}", solver, *cells, _ratio(*ours), *beside, _ratio(*theirs)])
+        if None not in ours:
+            resolved, sharper = resolved + 1, sharper + (ours[1].mean > ours[0].mean)
+    return f"{lay_out(rows)}\nLB is sharper than SB in {sharper} of the {resolved} rows that are resolved."
+
+
+def published(measured: Measured, minimizer: str) -> Spread | None:
+    """Return the value of Table 3 or 4 to set beside a measurement of a minimizer, SB or LB, if there is one."""
+    at = measured.measurement
+    if at.dimension not in (None, DIMENSION):
+        return None
+    row = (paper.TABLE_3 if at.space == "full" else paper.TABLE_4).get((at.network, at.epsilon))
+    return {"SB": row.small, "LB": row.large}.get(minimizer) if row else None
+
+
+def _ratio(small: Spread | None, large: Spread | None) -> str:
+    return f"{large.mean / small.mean:.3g}" if small and large and small.mean else "-"
+
+
+def sharpness_details(results: dict[str, list[Measured]]) -> str:
+    """Lay out how each value was results."""
+    header = "minimizer, space, epsilon, solver, value, f(x), max f, evaluations, iterations, stopped by"
+    rows = [header.split(", ")]
+    for label, measured in results.items():
+        for trial in measured:
+            at, result = trial.measurement, trial.result
+            space = at.space if at.trial is None else f"{at.space} {at.trial}"
+            losses = f"{result.loss:.4g}", f"{result.largest_loss:.4g}"
+            counts = str(result.evaluations), str(result.iterations)
+            rows.append([label, space, f"{at.epsilon:g}", at.solver, str(result), *losses, *counts, result.stopped])
+    return lay_out(rows)
+
+
+def curvature_table(results: dict[str, Curvature]) -> str:
+    """Lay out the curvature of each minimizer in a column."""
+
+    def spread(numbers: list[float]) -> str:
+        return " / ".join(f"{number:.3g}" for number in np.percentile(numbers, (0, 50, 100)))
+
+    def share(c: Curvature) -> str:
+        effective = c.projection.effective_dimensions
+        return "-" if effective is None else f"{100 * effective / c.size:.2g}"
+
+    first = next(iter(results.values()))
+    eps, p, directions = first.sharpness.epsilon, len(first.projection.ritz_values), len(first.rises)
+    lines = {
+        "loss": lambda c: f"{c.sharpness.loss:.4g}",
+        "largest eigenvalues of the Hessian H": lambda c: ", ".join(f"{value:.4g}" for value in c.eigenvalues),
+        f"Ritz values on {p} random directions: min / median / max": lambda c: spread(c.projection.ritz_values),
+        "curvature along each of them: min / median / max": lambda c: spread(c.projection.directional),
+        "share of the dimensions that are curved, tr(H)^2 / (n tr(H^2)) (%)": share,
+        f"Metric 2.1 at eps {eps:g} by vertex ascent (%)": lambda c: str(c.sharpness),
+        "  what the largest eigenvalue says of it, for small eps": lambda c: "{:.3g} - {:.3g}".format(
+            *c.sharpness_bounds
+        ),
+        f"rise at {directions} random vertices of the box (%): min / median / max": lambda c: spread(c.rises),
+        "  share of them above a tenth of the metric (%)": lambda c: (
+            "-" if c.steep_share is None else f"{c.steep_share:g}"
+        ),
+    }
+    rows = [["", *results], *([line, *map(text, results.values())] for line, text in lines.items())]
+    return (
+        f"{lay_out(rows)}\nThe paper: around LB minimizers the loss rises steeply in a subspace of about "
+        f"{paper.STEEP_SHARE:g} % of the dimensions only."
+    )

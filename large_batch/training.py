@@ -1,0 +1,299 @@
+"""One training: the recipe that determines it, the state that it can be stopped and continued in, and its loop.
+
+Batches depend on (seed, epoch), dropout on (seed, step, replica) and remedies on (seed, step) alone, so the state is
+the variables, the number of steps taken, and the sums of the epoch that has begun.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from large_batch import layers, optimizers, remedies, store
+from large_batch.backend import keras, tf
+from large_batch.datasets import DataSet
+from large_batch.distribution import ALONE, Replicas
+from large_batch.errors import UserError
+from large_batch.layers import cross_entropy, flat_weights, pixels
+from large_batch.networks import PRECISIONS, Network, Problem
+
+BLOCK = 4096  # samples trained at most between two looks at the clock and at signals
+PACE = 1.0  # seconds that should not pass between them
+COMPILED_BATCH = 512  # samples up to which a step without convolutions is at least 10 % faster when compiled by XLA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Problem):
+    """Everything that determines a minimizer: the problem, batch size, length, optimizer, seed of start and batches.
+
+    A training of k epochs is the beginning of every longer one, so the iterate after epoch k is the minimizer of the
+    recipe with `epochs` k; with 0 epochs it is the starting point. `schedule` lists (finished epochs, batch size): from
+    there on the batch size is another, in the same training. `warm_start` is the recipe at whose minimizer this
+    training starts, with a fresh optimizer; by default it starts where the seed says. `optimizer` and `remedies` are
+    names (`optimizers.OPTIMIZERS`, `remedies.make`).
+    """
+
+    batch_size: int
+    epochs: int
+    seed: int
+    precision: str = "float32"
+    learning_rate: float = 1e-3
+    optimizer: str = "adam"
+    schedule: tuple[tuple[int, int], ...] = ()
+    warm_start: Recipe | None = None
+    remedies: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise UserError(f"There is no precision '{self.precision}'; choose one of {', '.join(PRECISIONS)}.")
+        if self.epochs < 0:
+            raise UserError(f"A training needs 0 or more epochs, not {self.epochs}.")
+        if min(self.batch_sizes) < 1:
+            raise UserError(f"A batch needs at least 1 sample, not {min(self.batch_sizes)}.")
+        if self.seed < 0:
+            raise UserError(f"The seed must be 0 or greater, not {self.seed}.")
+        switches = [epoch for epoch, _ in self.schedule]
+        if switches != sorted(set(switches)) or min(switches, default=1) < 1:
+            raise UserError(f"The epochs of a schedule must be above 0 and ascend, not {switches}.")
+        for text in self.remedies:
+            remedies.make(text)
+        if self.warm_start and self.warm_start.problem != self.problem:
+            raise UserError("A training can start only at a minimizer of the same network and data.")
+
+    @property
+    def problem(self) -> Problem:
+        """What is minimised."""
+        return Problem(**{part.name: getattr(self, part.name) for part in dataclasses.fields(Problem)})
+
+    @property
+    def name(self) -> str:
+        """What a person looks for in a listing of runs."""
+        variant = [word for word in (self.definition, self.precision) if word not in ("repository", "float32")]
+        batches = f"b{self.batch_size}" + (f"to{self.schedule[-1][1]}" if self.schedule else "")
+        settings = [batches, f"e{self.epochs}", f"s{self.seed}"]
+        if warm := self.warm_start:
+            settings.append(f"from-b{warm.batch_size}-e{warm.epochs}")
+        return "-".join([self.network, self.dataset, *variant, *settings])
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """All batch sizes, in the order of their use."""
+        return [self.batch_size, *(batch for _, batch in self.schedule)]
+
+    def batch_size_in(self, epoch: int) -> int:
+        """Return the batch size once `epoch` epochs are finished."""
+        return [self.batch_size, *(batch for after, batch in self.schedule if after <= epoch)][-1]
+
+    def at_epoch(self, epoch: int) -> Recipe:
+        """Return the recipe of this training's iterate after `epoch` epochs."""
+        return dataclasses.replace(self, epochs=epoch)
+
+    def check(self, data: DataSet) -> Recipe:
+        """Return the recipe; raise `UserError` if a batch is larger than the training set."""
+        largest, samples = max(self.batch_sizes), len(data.x_train)
+        if largest > samples:
+            raise UserError(f"A batch of {largest:,} is larger than the training set of {samples:,} samples.")
+        return self
+
+    def build(self, network: Network, data: DataSet, precision: str = "float32") -> keras.Model:
+        """Return the recipe's network at the starting point of its seed."""
+        return network.build(self.definition, data.classes, self.seed, precision)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A row of the history: mean loss (nats) and accuracy (percent), training as seen while the weights moved."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+
+
+class DivergedError(ArithmeticError):
+    """Loss or weights are no longer finite; the message says since when."""
+
+
+@dataclass
+class TrainingState:
+    """How far a training is: steps taken in all, finished epochs, and the sums over the samples of the begun one."""
+
+    steps: int = 0
+    history: list[Epoch] = field(default_factory=list)
+    loss: float = 0.0
+    correct: float = 0.0
+    seen: int = 0
+    wall_seconds: float = 0.0
+    origins: list[store.Provenance] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, saved) -> TrainingState:
+        """Return the state that an opened file of `TrainingLoop.save` holds."""
+        content = json.loads(str(saved["position"]))
+        content["history"] = [Epoch(**row) for row in content["history"]]
+        content["origins"] = [store.Provenance(**origin) for origin in content["origins"]]
+        return cls(**content)
+
+    def __str__(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+
+class TrainingLoop:
+    """A recipe's training, from its start or from a kept state on, over any number of replicas."""
+
+    def __init__(self, recipe: Recipe, network: Network, data: DataSet, replicas: Replicas = ALONE):
+        self.recipe, self.data, self.replicas = recipe, data, replicas
+        self.outputs = network.outputs
+        self.state = TrainingState()
+        with replicas.strategy.scope():
+            self.model = recipe.build(network, data, recipe.precision)
+            self.optimizer = optimizers.make(recipe.optimizer, recipe.learning_rate)
+            self.optimizer.build(self.model.trainable_variables)
+        self._remedies = [remedies.make(text) for text in recipe.remedies]
+        self.x = tf.constant(data.x_train)
+        self.y = tf.constant(data.y_train.astype(np.int32))
+        self.recomputing = layers.recomputes(self.model, -(-max(recipe.batch_sizes) // replicas.memories))
+        convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in self.model.layers)
+        self._compilable = replicas.count == 1 and not convolves and not self.recomputing
+        self._compiled_step = tf.function(self._step, jit_compile=True, autograph=False)
+        self._order = (-1, tf.zeros(0, tf.int32))  # of which epoch, and which
+        self._block = 1
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return len(self.state.history)
+
+    @property
+    def between_epochs(self) -> bool:
+        """Say whether no epoch has begun that is not finished."""
+        return self.state.seen == 0
+
+    def where(self) -> str:
+        """Say how far the training is, and how well it does."""
+        at = self.state
+        if not at.seen:
+            return f"after epoch {self.epoch}"
+        return f"epoch {self.epoch + 1}/{self.recipe.epochs} loss {at.loss / at.seen:.4f} {at.correct / at.seen:.2%}"
+
+    def advance(self, stop: bool) -> tuple[int, bool]:
+        """Take a few steps of the present epoch; return the samples trained, and whether any machine wants to stop.
+
+        Raises `DivergedError`.
+        """
+        began, at = time.monotonic(), self.state
+        samples, batch = len(self.data.x_train), self.recipe.batch_size_in(self.epoch)
+        step, steps = at.seen // batch, -(-samples // batch)
+        count = min(self._block, steps - step)
+        if self._order[0] != self.epoch:
+            order = np.random.default_rng([self.recipe.seed, self.epoch]).permutation(samples)
+            self._order = self.epoch, tf.constant(order.astype(np.int32))
+        numbers = (tf.constant(number, tf.int64) for number in (batch, step, count, at.steps))
+        compiled = self._compilable and batch <= COMPILED_BATCH
+        sums = self._steps(self._order[1], *numbers, tf.constant(float(stop)), compiled).numpy()
+        if not (finite := np.isfinite(sums).all(axis=1)).all():
+            raise DivergedError(f"in epoch {self.epoch + 1}, step {step + int(np.argmin(finite)) + 1}")
+        for loss, correct, _ in sums.tolist():  # one by one, so that they do not depend on the block
+            at.loss, at.correct = at.loss + loss, at.correct + correct
+        done = min(samples, (step + count) * batch) - step * batch
+        at.steps, at.seen = at.steps + count, at.seen + done
+        at.wall_seconds += time.monotonic() - began
+        self._set_pace(count, batch, time.monotonic() - began)
+        return done, bool(sums[-1, 2])
+
+    def _set_pace(self, steps: int, batch: int, seconds: float) -> None:
+        """Choose the next block; machines that go together cannot choose each by its own clock."""
+        most = max(1, BLOCK // batch)
+        self._block = most if self.replicas.machines > 1 else max(1, min(most, int(steps * PACE / seconds)))
+
+    def finish_epoch(self, evaluate: Callable[[keras.Model], tuple[float, float]] | None) -> None:
+        """Add the row of the epoch, all of which has been trained, to the history. Raises `DivergedError`.
+
+        `evaluate` returns loss and accuracy of the model on the test set.
+        """
+        began, at = time.monotonic(), self.state
+        if not np.isfinite(flat_weights(self.model)).all():
+            raise DivergedError(f"in epoch {self.epoch + 1}, its last step")
+        row = Epoch(self.epoch + 1, at.loss / at.seen, 100 * at.correct / at.seen)
+        if evaluate:
+            loss, accuracy = evaluate(self.model)
+            row = dataclasses.replace(row, test_loss=loss, test_accuracy=accuracy)
+        at.history.append(row)
+        at.loss, at.correct, at.seen = 0.0, 0.0, 0
+        at.wall_seconds += time.monotonic() - began
+
+    @tf.function
+    def _steps(self, order, batch, first, count, steps_before, stop, compiled):
+        """Take `count` steps from step `first` of an epoch on, whose samples are in `order`, after `steps_before`.
+
+        Returns (count, 3) sums: of losses, of correct answers, and of what the machines say of stopping.
+        """
+        step = self._compiled_step if compiled else self._step
+        sums = tf.TensorArray(tf.float32, size=tf.cast(count, tf.int32), element_shape=(3,))
+        for i in tf.range(count):
+            layers.set_dropout_step(self.model, steps_before + i)
+            chosen = order[(first + i) * batch : (first + i + 1) * batch]
+            # Gathered here, so that a replica's device receives a batch and not the whole data set.
+            x, y = tf.gather(self.x, chosen), tf.gather(self.y, chosen)
+            of_step = self.replicas.reduce_sum(step, x, y, stop, steps_before + i)
+            sums = sums.write(tf.cast(i, tf.int32), of_step)
+        return sums.stack()
+
+    def _step(self, x, y, stop, number):
+        """One step of one replica, on its shard of a batch."""
+        keys = [remedies.key_of(self.recipe.seed, number, place) for place in range(len(self._remedies))]
+        remedied = list(zip(self._remedies, keys, strict=True))
+        for remedy, key in remedied:
+            x, y = remedy.batch(x, y, key)
+        samples = tf.cast(tf.shape(x)[0], tf.float32)
+        (x, y), weight = self.replicas.shard(x, y)
+        loss, step = self._loss, self._update(weight, samples)
+        for remedy, key in remedied:
+            loss, step = remedy.loss(loss, self.model, key), remedy.step(step, self.model, key)
+        losses, logits = step(loss, x, y)
+        correct = tf.argmax(logits, axis=1, output_type=y.dtype) == y
+        return tf.stack([weight * tf.reduce_sum(losses), weight * tf.reduce_sum(tf.cast(correct, tf.float32)), stop])
+
+    def _loss(self, x, y):
+        """Losses and logits of a shard; see `remedies.Loss`."""
+        if self.recomputing:
+            weights = [tf.convert_to_tensor(variable) for variable in self.model.trainable_variables]
+            return cross_entropy(layers.call_recomputing(self.model, weights, pixels(x), True), y, self.outputs)
+        return cross_entropy(self.model(pixels(x), training=True), y, self.outputs)
+
+    def _update(self, weight, samples) -> remedies.Step:
+        """Return the plain step: one of the optimizer along the gradient of the whole batch's mean loss."""
+
+        def step(loss, x, y):
+            with tf.GradientTape() as tape:
+                losses, logits = loss(x, y)
+                mean = tf.reduce_sum(losses) * weight / samples
+            gradients = tape.gradient(mean, self.model.trainable_variables)
+            self.optimizer.apply(gradients, self.model.trainable_variables)
+            return losses, logits
+
+        return step
+
+    def _variables(self) -> list:
+        return [*self.model.variables, *self.optimizer.variables]
+
+    def save(self, path: Path) -> None:
+        """Write the whole state."""
+        arrays = {f"variable_{i:03}": np.asarray(variable) for i, variable in enumerate(self._variables())}
+        with store.writing(path) as temporary:
+            np.savez(temporary, position=str(self.state), **arrays)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a state that `save` wrote."""
+        with store.reading(path), np.load(path) as saved:
+            values = [saved[name] for name in sorted(saved.files) if name != "position"]
+            for variable, value in zip(self._variables(), values, strict=True):
+                variable.assign(value)
+            self.state = TrainingState.read(saved)

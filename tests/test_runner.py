@@ -1,0 +1,238 @@
+import dataclasses
+import json
+import re
+from contextlib import ExitStack
+
+import pytest
+import quick
+import small_network
+from quick import run_code
+
+from large_batch import paper, runner, store
+from large_batch.errors import BusyError
+from large_batch.measurements import EvaluationRequest, SharpnessRequest
+from large_batch.minimizers import Minimizers, digest
+from large_batch.objective import Objective
+from large_batch.runner import Place, Runner, leave_busy_for_last, trajectories
+
+
+def test_what_others_do_is_left_to_the_end():
+    asked = []
+
+    def do(item, wait):
+        asked.append((item, wait))
+        if item in "bd" and not wait:
+            raise BusyError
+        return item.upper()
+
+    assert leave_busy_for_last("abcd", do, wait=True) == {"a": "A", "b": "B", "c": "C", "d": "D"}
+    assert asked == [("a", False), ("b", False), ("c", False), ("d", False), ("b", True), ("d", True)]
+    asked.clear()
+    with pytest.raises(BusyError):
+        leave_busy_for_last("abcd", do, wait=False)
+    assert asked[:4] == [("a", False), ("b", False), ("c", False), ("d", False)], "all else is done first"
+    assert not any(wait for _, wait in asked)
+
+
+def test_what_is_never_free_is_no_result():
+    def do(item, wait):
+        raise BusyError("taken")
+
+    with pytest.raises(BusyError):
+        leave_busy_for_last("a", do, wait=True)
+
+
+def test_trajectories(digits):
+    small, large = quick.recipe(digits, epochs=6), quick.recipe(digits, batch_size=1500, epochs=2)
+    warm = [dataclasses.replace(large, warm_start=small.at_epoch(epoch)) for epoch in (4, 2)]
+    assert list(trajectories([large, *warm, large.at_epoch(1), small.at_epoch(0)]).items()) == [
+        (large, [1, 2]),
+        (small.at_epoch(4), [0, 2, 4]),
+        (warm[0], [2]),
+        (warm[1], [2]),
+    ]
+
+
+@pytest.fixture
+def make(digits, tmp_path):
+    """Make a runner in the test's store, as another process would."""
+
+    def make(**settings):
+        return Runner(quick.minimizers(digits, tmp_path), "repository", store.provenance(), **settings)
+
+    return make
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """The lengths of the progress bars: what each run expects to do."""
+    lengths = []
+
+    class Noted(runner.Progress):
+        def __init__(self, work):
+            lengths.append(work)
+            super().__init__(work)
+
+    monkeypatch.setattr(runner, "Progress", Noted)
+    return lengths
+
+
+def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work, capsys):
+    def request(kind, **settings):
+        problem = {"network": "quick", "dataset": "digits", "data_digest": digits.digest, "definition": "repository"}
+        return kind(**problem, **settings)
+
+    def files():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+    asked = quick.recipe(digits)
+    half, box = asked.at_epoch(1), {"solver": "lbfgsb", "iterations": 2, "samples": 100}
+    evaluation, boxes = (
+        request(EvaluationRequest),
+        [request(SharpnessRequest, epsilon=epsilon, **box) for epsilon in paper.EPSILONS],
+    )
+    items = [*((each, Place(asked)) for each in (evaluation, *boxes)), (evaluation, Place(half))]
+    first = make()
+    found = first.run([asked, half, asked], items)
+    assert capsys.readouterr().out == "1 trainings (0 of them done), 4 measurements (0 of them done).\n"
+    assert work == [3 * 3000 + 2 * (1500 + len(digits.x_test)) + 2 * 3 * 4 * 100]
+    assert list(found) == items
+    end, middle = map(first.minimizers.stored, (asked, half))
+    assert middle.history == end.history[:1]
+    model = first.minimizers.build(asked)
+    on_test = Objective(model, digits.x_test, digits.y_test).evaluate(end.weights)
+    evaluated, *sharp, evaluated_half = found.values()
+    assert evaluated.result.test_accuracy == on_test.accuracy
+    assert [each.result.epsilon for each in sharp] == list(paper.EPSILONS)
+    assert sharp[0].result.loss == Objective(model, digits.x_train[:100], digits.y_train[:100]).value(end.weights)
+    assert sharp[0].provenance.command == first.origin.command
+    assert evaluated.measurement.weights_digest == digest(end.weights)
+    assert evaluated_half.measurement.weights_digest == digest(middle.weights)
+
+    before = files()
+    assert make().run([asked, half], items) == found
+    assert work[1] == 0
+    assert capsys.readouterr().out == "1 trainings (1 of them done), 4 measurements (4 of them done).\n"
+    assert files() == before
+
+    more = request(SharpnessRequest, epsilon=1e-3, solver="lbfgsb", iterations=3), Place(asked)
+    make().run([], [items[0], more])
+    assert work[2] == 3 * 5 * 1500
+    assert capsys.readouterr().out == "1 trainings (1 of them done), 2 measurements (1 of them done).\n"
+    assert before.items() <= files().items()
+
+    make(retrain=True).run([asked, half])
+    assert work[3] == 3 * 3000
+    assert files().items().isdisjoint((path, when) for path, when in before.items() if path.name == "history.csv")
+
+
+def test_what_another_process_trains_is_left_for_last(make, digits, monkeypatch):
+    """And with it what starts at its minimizer; all else is done before."""
+    small, large = quick.recipe(digits), quick.recipe(digits, batch_size=1500, epochs=1)
+    warm, other = dataclasses.replace(large, warm_start=small.at_epoch(1)), dataclasses.replace(large, seed=1)
+    found, calls, train = make().minimizers, [], Minimizers.train
+
+    def noted(self, recipe, *, wait, **settings):
+        calls.append((recipe, wait))
+        if wait:
+            another.close()  # it ends
+        return train(self, recipe, wait=wait, **settings)
+
+    monkeypatch.setattr(Minimizers, "train", noted)
+    with ExitStack() as another:
+        another.enter_context(store.lock(found.folder(small).path))
+        with pytest.raises(BusyError, match="quick-digits-b750-e2-s0"):
+            make(wait=False).run([small, warm, large])
+        assert [found.is_stored(each) for each in (small.at_epoch(1), small, warm, large)] == [
+            False,
+            False,
+            False,
+            True,
+        ]
+        calls.clear()
+        make().run([small, warm, other])
+    assert calls[:2] == [(small, False), (other, False)]
+        assert calls[2:5] == [(small, True), (small.at_epoch(1), True), (warm, True)]
+    assert all(map(found.is_stored, (small.at_epoch(1), small, warm, other)))
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_another_process_trains_anew_is_not_trained_again(make, digits, monkeypatch, ended):
+    asked, calls, train = quick.recipe(digits, epochs=1), [], Minimizers.train
+
+    def noted(self, recipe, *, retrain, wait, **settings):
+        calls.append((retrain, wait))
+        if not wait:
+            if ended:
+                train(self, recipe)
+            raise BusyError
+        return train(self, recipe, retrain=retrain, wait=wait, **settings)
+
+    monkeypatch.setattr(Minimizers, "train", noted)
+    make(retrain=True).run([asked, asked])
+    assert calls == [(True, False), (False, True)], "what is waited for is new"
+    assert make().minimizers.is_stored(asked)
+
+
+# Runs a command four times at once, noting every file that is put in its place; then in another store with --nowait,
+# while one of its trainings is taken.
+AT_ONCE = """
+import json, os
+from pathlib import Path
+import forked
+from large_batch import store
+
+command, shared, held = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+replace, written = os.replace, os.open(shared / "written", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+def noting(source, target):
+    replace(source, target)
+    os.write(written, f"{target}\\n".encode())
+
+os.replace = noting
+forked.AT_ONCE = 4
+
+def job(root, *flags):
+    folders = [f"--{kind}_dir={root / kind}" for kind in ("data", "run", "result")]
+    return forked.Command([*command, *folders, *flags], {})
+
+done = forked.results([job(shared)] * 4)
+(trained,) = shared.glob("run/small-digits-b750-e1-s0-*")
+with store.lock(held / "run" / trained.name):
+    done += forked.results([job(held, "--nowait")])
+print(json.dumps(done))
+"""
+
+
+def test_the_same_command_four_times_at_once_and_without_waiting(tmp_path, run_script):
+    """Each piece of work is done once, by whichever of four, and all report; one that does not wait does the rest."""
+    command = ["sharpness.py", "-n", small_network.NAME, "--epochs=1", "--small_batch=750", "--large_batch=1500"]
+    command += ["--iterations=1", "--dimension=2", "--trials=2"]
+    shared, held = tmp_path / "shared", tmp_path / "held"
+    shared.mkdir()
+    done = run_code(run_script, tmp_path, AT_ONCE, json.dumps(command), shared, held)
+    assert done.returncode == 0, done.stderr
+    *four, (code, out, errors) = json.loads(done.stdout.splitlines()[-1])
+
+    assert [code for code, _, _ in four] == [0] * 4, four
+    assert "Traceback" not in str(four)
+    reports = {out.partition("\n\n")[2] for _, out, _ in four}
+    assert len(reports) == 1
+    assert "Metric 2.1" in reports.pop()
+    written = [line for line in (shared / "written").read_text().splitlines() if line.startswith(f"{shared}/run/")]
+    once = [line for line in written if not line.endswith("SHA256SUMS")]
+    assert len(once) == len(set(once))
+    assert len([line for line in once if "/run/sharpness/" in line]) == 2 * (2 + 2 * 2)
+    assert len([line for line in once if line.endswith("minimizer.weights.h5")]) == 2
+    assert not list(shared.rglob("*damaged*"))
+    (result,) = shared.glob("result/*.json")
+    assert [len(those) for those in json.loads(result.read_text())["results"].values()] == [6, 6]
+
+    assert code == 0, errors
+    words = r"\S+/small-digits-b750-e1-s0-\w+ is in the hands of process .*; the same command without --nowait waits"
+    assert re.match(words, out.splitlines()[-1])
+    assert "Traceback" not in errors
+    assert not list(held.glob("run/small-digits-b750-*/minimizer.weights.h5"))
+    assert len(list(held.glob("run/small-digits-b1500-*/minimizer.weights.h5"))) == 1
+    assert len(list(held.glob("run/sharpness/*.json"))) == 2 + 2 * 2, "of the other minimizer"
+    assert not list(held.glob("result/*"))
