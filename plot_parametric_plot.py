@@ -112,13 +112,12 @@ def main(settings: Settings) -> None:
     sides = [experiment.origin_of(end) for end in (small, large)]
     original = paper.original_curve(experiment.network.name) if experiment.as_published else []
     differences = rms_difference(alphas, points, original if settings.curve == "linear" else [])
-    title = experiment.title(f"{settings.epochs} epochs" if None in given.values() else "Given minimizers")
+    what = f"{settings.epochs} epochs" if None in given.values() else "given minimizers"
+    title = experiment.title(f"{settings.curve.capitalize()} path, {what}")
     published = paper.TABLE_2[experiment.network.name] if experiment.as_published else None
     print(f"\n{title}\n{table(ends, [side.distance_from_start for side in sides], published)}")
-    print(
-        *(f"RMS difference to the original figure, {name}: {value:.3g}" for name, value in differences.items()),
-        sep="\n",
-    )
+    for name, value in differences.items():
+        print(f"RMS difference to the original figure, {name}: {value:.3g}")
     experiment.write(
         "",
         [{"alpha": alpha} | asdict(point) for alpha, point in zip(alphas, points, strict=True)],

@@ -180,7 +180,7 @@ def failure(error: Exception) -> str | None:
             "multiworker, or train with --precision=bfloat16."
         )
     lost = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError)
-    if isinstance(error, lost):
+    if isinstance(error, lost) and os.environ.get("TF_CONFIG"):  # kernels may raise these for reasons of their own
         return (
             "Another worker of TF_CONFIG has ended or does not answer, so this one ends too; start all of them again, "
             "and they continue from what is kept."

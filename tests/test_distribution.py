@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from large_batch import distribution, store
+from large_batch.backend import tf
 from large_batch.errors import BusyError, MachineError, UserError
 
 
@@ -292,3 +293,11 @@ def test_no_cluster(monkeypatch):
 def test_one_process_holds_its_own_lock(tmp_path):
     with distribution.ALONE.lock(tmp_path / "x"), pytest.raises(BusyError), store.lock(tmp_path / "x", wait=False):
         pass
+
+
+def test_an_error_of_a_kernel_is_no_lost_machine(monkeypatch):
+    error = tf.errors.AbortedError(None, None, "could not create a primitive")
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert distribution.failure(error) is None
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    assert "Another worker" in distribution.failure(error)
