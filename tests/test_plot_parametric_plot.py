@@ -118,7 +118,8 @@ def test_given_minimizers_are_analysed_without_training(run_plot, tmp_path):
         *("-n", NAME, "--points=2", "--alpha_min=0", "--alpha_max=1"),
         *(f"--{side}_batch_weights={path}" for side, path in files.items()),
     )
-    assert done.stdout.startswith("0 trainings (0 of them done), 2 measurements (0 of them done).\n\nLinear path, given ")
+    assert done.stdout.startswith("0 trainings (0 of them done), 2 measurements (0 of them done).")
+    assert "\nLinear path, given minimizers\n" in done.stdout
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["points"], "nothing is trained"
     (result,) = (tmp_path / "result").glob("small-*-p2-from0-to1-small-*-large-*.json")
     summary = json.loads(result.read_text())
