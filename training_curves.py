@@ -46,7 +46,8 @@ def main(settings: Settings) -> None:
     settings.check()
     import network_zoo
     from large_batch import claims, figures
-    from large_batch.experiment import Experiment, sharpness_array
+    from large_batch.experiment import Experiment
+    from large_batch.measurements import sharpness_array
 
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)

@@ -81,7 +81,7 @@ def schedule(text: str, epochs: int, small: int, large: int) -> Schedule:
 def grow(experiment: Experiment) -> None:
     """Compare a growing batch with small and large batches alone."""
     from large_batch import claims, figures
-    from large_batch.experiment import sharpness_array
+    from large_batch.measurements import sharpness_array
 
     # Recipes
     settings = experiment.settings
@@ -114,7 +114,7 @@ def grow(experiment: Experiment) -> None:
 def piggyback(experiment: Experiment) -> None:
     """Train with large batches from iterates of small-batch training."""
     from large_batch import claims, figures
-    from large_batch.experiment import sharpness_array
+    from large_batch.measurements import sharpness_array
 
     # Recipes
     settings = experiment.settings

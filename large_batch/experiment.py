@@ -16,13 +16,11 @@ from large_batch.claims import Claim
 from large_batch.cli import Settings, TrialSettings
 from large_batch.datasets import DataSet
 from large_batch.errors import BusyError, UserError
-from large_batch.measurements import EvaluationRequest, Measured, SharpnessRequest, Solution, Value, sharpness_array
+from large_batch.measurements import EvaluationRequest, Measured, SharpnessRequest, Solution, Value
 from large_batch.minimizers import Minimizers
 from large_batch.networks import Network, Problem
 from large_batch.runner import Item, Place, Runner
 from large_batch.training import Epoch, Recipe
-
-__all__ = ["Experiment", "Origin", "Solution", "Value", "sharpness_array"]
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,6 @@ def train(asked, data, run_dir, **settings):
     return minimizers(asked, data, run_dir).train(asked, **settings)
 
 
-def stored(asked, data, run_dir):
-    """Return a recipe's minimizer, if it is stored."""
-    return minimizers(asked, data, run_dir).stored(asked)
-
-
 def build(asked, data):
     """Return a recipe's network at its starting point."""
     import network_zoo

@@ -15,8 +15,8 @@ from batch_size_sweep import default_sizes
 from large_batch import figures, paper, store
 from large_batch.breakpoints import Breakpoint
 from large_batch.errors import UserError
-from large_batch.experiment import Experiment, Solution, shortened
-from large_batch.measurements import Evaluated, EvaluationRequest, Measured, SharpnessRequest
+from large_batch.experiment import Experiment, shortened
+from large_batch.measurements import Evaluated, EvaluationRequest, Measured, SharpnessRequest, Solution
 from large_batch.minimizers import RESULT
 from large_batch.runner import duration
 from large_batch.sharpness_metric import SharpnessResult
