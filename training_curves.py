@@ -70,7 +70,7 @@ def main(settings: Settings) -> None:
         for regime, group in solutions.items()
     }
     judged = [
-        claims.early_stopping(*(curve.test for curve in curves)),
+        claims.early_stopping(*(curve.test for curve in curves), experiment.seed_spread),
         claims.distances(np.divide(lengths["SB"], lengths["LB"]).tolist()),
     ]
     for epsilon in paper.EPSILONS:

@@ -103,7 +103,7 @@ def grow(experiment: Experiment) -> None:
         for epsilon in paper.EPSILONS
     }
     known = {epsilon: values for epsilon, values in sharpness.items() if not np.isnan(list(values.values())).any()}
-    judged = claims.switching({curve.label: curve.test for curve in curves}, known)
+    judged = claims.switching({curve.label: curve.test for curve in curves}, known, experiment.seed_spread)
     # Table and figure
     what = f"Growing batches ({settings.schedule}), {settings.epochs} epochs"
     switches = [epoch for epoch, _ in steps]
@@ -134,18 +134,23 @@ def piggyback(experiment: Experiment) -> None:
     if solutions is None:
         return
     # Claim; a single iterate of SB may be a poor one
-    late = [solution.test_accuracy for solution in solutions["SB"] if solution.epochs > 2 * settings.epochs / 3]
-    small_alone, started = float(np.mean(late)), solutions["warm-started LB"]
+    late = [solution for solution in solutions["SB"] if solution.epochs > 2 * settings.epochs / 3]
+    small_alone = [
+        float(np.mean([solution.test_accuracy for solution in late if solution.recipe.seed == seed]))
+        for seed in settings.seeds
+    ]
+    started = solutions["warm-started LB"]
     judged = claims.warm_starts(
         np.array([solution.warm_start_epochs for solution in started]),
         np.array([solution.test_accuracy for solution in started]),
         small_alone,
-        float(np.mean([solution.test_accuracy for solution in solutions["LB"]])),
+        [solution.test_accuracy for solution in solutions["LB"]],
         {epsilon: sharpness_array(started, epsilon) for epsilon in paper.EPSILONS},
+        experiment.seed_spread,
     )
     # Table and figure
     title = experiment.title(f"Warm starts, {epochs} LB epochs")
-    drawn = {"": figures.warm_starts(solutions["SB"], started, small_alone, solutions["LB"], title)}
+    drawn = {"": figures.warm_starts(solutions["SB"], started, float(np.mean(small_alone)), solutions["LB"], title)}
     experiment.report("warmstart", title, solutions, [judged], drawn)
 
 

@@ -95,6 +95,11 @@ class Experiment:
         return not self.network.own and self.known_data and self.data.name == self.network.dataset
 
     @property
+    def seed_spread(self) -> float | None:
+        """Deviation of the test accuracy over seeds that the paper found, in points; None for what it did not train."""
+        return paper.seed_spread(self.network.name) if self.as_published else None
+
+    @property
     def batches_as_published(self) -> bool:
         """Whether data and batch sizes are the paper's."""
         names = ("small_batch", "large_batch")

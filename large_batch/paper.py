@@ -49,6 +49,12 @@ TABLE_2 = {
 }
 
 
+def seed_spread(network: str) -> float | None:
+    """Return the larger of SB's and LB's deviations of the test accuracy over 5 seeds (Table 2); None for others."""
+    row = TABLE_2.get(network)
+    return max(row.test_small.deviation, row.test_large.deviation) if row else None
+
+
 @dataclass(frozen=True)
 class Sharpness:
     """A row of Table 3 or 4 at one epsilon: Metric 2.1 (percent) of the small-batch and the large-batch minimizer."""
