@@ -1,8 +1,9 @@
-"""Sharpness of a minimizer: Metric 2.1 of Keskar et al., 2017 (equations 3 and 4).
+"""Sharpness of a minimizer: Metric 2.1 of Keskar et al., 2017 (equations 3 and 4), and its kin in other regions.
 
 Wrapped into L-BFGS-B the obvious way, the metric reads 0 at every well-trained minimizer: the gradient is below the
 solver's tolerance, and the first steps are minute. So the box is searched in its own coordinates, u in [-1, 1]^p, with
-the loss scaled so that the first step reaches the box's walls.
+the loss scaled so that the first step reaches the box's walls. In a ball, whose largest loss is on its surface wherever
+the loss is convex, the search is over the directions.
 """
 
 from __future__ import annotations
@@ -23,6 +24,26 @@ SCALE = 100.0  # largest slope at the start: coordinates with a slope above 1 go
 LINE_SEARCH_STEPS = 20  # SciPy's default
 RESOLUTION = 2.0**-23  # of float32: what the loss of a sample is resolved to, in units of 1 + loss
 
+
+@dataclass(frozen=True)
+class Measure:
+    """The region that is searched, of points w + A y: at the size eps, the box |y_i| <= eps b_i, or the ball
+    sum (y_i / b_i)^2 <= eps^2.
+
+    `widths` returns b from x = A^+ w, both of shape (p,). `radius` is the usual size of a ball, None for a box.
+    """
+
+    widths: Callable[[np.ndarray], np.ndarray]
+    radius: float | None = None
+
+
+MEASURES = {
+    "keskar": Measure(lambda x: np.abs(x) + 1),  # Metric 2.1
+    "relative": Measure(np.abs),  # its box, of relative size only: it follows a weight that is rescaled
+    "ball": Measure(np.ones_like, 0.05),  # of SAM (Foret et al., 2021)
+    "adaptive": Measure(np.abs, 0.5),  # of ASAM (Kwon et al., 2021), which follows a weight that is rescaled, too
+}
+
 Report = Callable[[str], None]  # called after each evaluation with a note on the state
 
 
@@ -34,11 +55,12 @@ class Function(Protocol):
 
 @dataclass(frozen=True)
 class SharpnessResult:
-    """A value of Metric 2.1 and how it was found.
+    """A value of Metric 2.1, or of a measure like it, and how it was found.
 
     `value` is in percent, from the largest loss over all evaluated points; None where that loss exceeds f(x) by less
     than float32 resolves. `loss` and `largest_loss` are in nats, `at_walls` is the share (percent) of the best point's
-    coordinates on a wall of the box, `seconds` is the wall time and `objective_seconds` its part within the objective.
+    coordinates on a wall of the box (all of them on the surface of a ball), `seconds` is the wall time and
+    `objective_seconds` its part within the objective.
     """
 
     value: float | None
@@ -63,6 +85,7 @@ def sharpness(
     w: np.ndarray,
     eps: float,
     *,
+    measure: str = "keskar",
     subspace: RandomSubspace | None = None,
     solver: str = "lbfgsb",
     iterations: int = ITERATIONS,
@@ -72,9 +95,14 @@ def sharpness(
     """Return Metric 2.1 of `objective` at the minimizer `w`, shape (n,): 100 (max f(w + A y) - f(w)) / (1 + f(w)) over
     the box |y_i| <= eps (|(A^+ w)_i| + 1).
 
+    `measure` names the region, this box or another one in which the same is measured: |y_i| <= eps |(A^+ w)_i|
+    ("relative"), the ball |y| <= eps ("ball", as in SAM) or |y / (A^+ w)| <= eps ("adaptive", as in ASAM). Relative and
+    adaptive sharpness stay as they are where weights are rescaled without a change of the function (Dinh et al., 2017).
+
     `subspace` is A (Table 4), or None for the full space, A = I (Table 3). `solver` is "lbfgsb" for SciPy's L-BFGS-B,
-    or "vertex" for iterated vertex ascent. `scale`, the largest slope that L-BFGS-B sees at the start, hardly matters
-    between 100 and 10,000 once the iterations suffice for convergence.
+    or "vertex" for iterated ascent to where the linear model is largest: a vertex of the box. `scale`, the largest
+    slope that L-BFGS-B sees at the start, hardly matters between 100 and 10,000 once the iterations suffice for
+    convergence.
 
     At an exact minimizer, in the full space and for small eps, the loss is f(w) + y'Hy/2 with H its Hessian: the value
     grows with eps^2, and 100 / (1 + f(w)) times the `quadratic_bounds` of H's largest eigenvalue enclose it.
@@ -86,6 +114,8 @@ def sharpness(
         raise UserError(f"Epsilon, the half-width of the box, must be a number above 0, not {eps:g}.")
     if solver not in SOLVERS:
         raise UserError(f"There is no solver '{solver}'; choose one of {', '.join(SOLVERS)}.")
+    if measure not in MEASURES:
+        raise UserError(f"There is no measure '{measure}' of sharpness; choose one of {', '.join(MEASURES)}.")
     if iterations < 1 or not (np.isfinite(scale) and scale > 0):
         raise UserError("A maximisation needs at least 1 iteration and a scale above 0.")
     if np.ndim(w) != 1 or len(w) == 0 or not np.isfinite(w).all():
@@ -93,7 +123,7 @@ def sharpness(
     if subspace is not None and subspace.shape[0] != len(w):
         raise UserError(f"The subspace is of {subspace.shape[0]:,} weights, the minimizer has {len(w):,}.")
     began = time.perf_counter()
-    box = _Box(objective, w, eps, subspace, report)
+    box = _Box(objective, w, eps, measure, subspace, report)
     iterations, stopped = SOLVERS[solver](box, iterations, scale)
     rise = (box.best - box.loss) / (1 + box.loss)
     return SharpnessResult(
@@ -106,15 +136,17 @@ def sharpness(
         evaluations=box.evaluations,
         iterations=iterations,
         stopped=stopped,
-        at_walls=float(100 * np.mean(np.abs(box.best_u) == 1)),
+        at_walls=box.at_walls(),
         seconds=time.perf_counter() - began,
         objective_seconds=box.objective_seconds,
     )
 
 
-def half_widths(w: np.ndarray, eps: float, subspace: RandomSubspace | None = None) -> np.ndarray:
-    """Return the box of equation 3, float64 of shape (p,): eps (|(A^+ w)_i| + 1)."""
-    return eps * (np.abs(w if subspace is None else subspace.pseudo_inverse(w)) + 1)
+def half_widths(
+    w: np.ndarray, eps: float, subspace: RandomSubspace | None = None, measure: str = "keskar"
+) -> np.ndarray:
+    """Return the box of equation 3, float64 of shape (p,): eps (|(A^+ w)_i| + 1); or half of another region's axes."""
+    return eps * MEASURES[measure].widths(w if subspace is None else subspace.pseudo_inverse(w))
 
 
 def quadratic_bounds(eigenvalue: float, eigenvector: np.ndarray, half_widths: np.ndarray) -> tuple[float, float]:
@@ -128,14 +160,26 @@ def quadratic_bounds(eigenvalue: float, eigenvector: np.ndarray, half_widths: np
 
 
 class _Box:
-    """The loss over the box, phi(u) = f(w + A (b * u)) for |u_i| <= 1; remembers the best point it has seen."""
+    """The loss over the region, phi(u) = f(w + A (b * u)) for |u_i| <= 1, or for |u| <= 1 where it is `round`.
 
-    def __init__(self, objective: Function, w: np.ndarray, eps: float, subspace: RandomSubspace | None, report: Report):
+    Remembers the best point it has seen.
+    """
+
+    def __init__(
+        self,
+        objective: Function,
+        w: np.ndarray,
+        eps: float,
+        measure: str,
+        subspace: RandomSubspace | None,
+        report: Report,
+    ):
         self._objective = objective
         self._w = w
         self._subspace = subspace
         self._report = report
-        self.half_widths = half_widths(w, eps, subspace)
+        self.half_widths = half_widths(w, eps, subspace, measure)
+        self.round = MEASURES[measure].radius is not None
         self.eps = eps
         self.evaluations = 0
         self.objective_seconds = 0.0
@@ -147,6 +191,7 @@ class _Box:
         self.start = centre, self.loss, slope
         if not slope.any():  # the slope gives no direction, so start from a random point instead
             point = np.random.default_rng(0).uniform(-1, 1, len(centre))
+            point /= np.linalg.norm(point) if self.round else 1
             self.start = point, *self.value_and_gradient(point)
 
     def value_and_gradient(self, u: np.ndarray) -> tuple[float, np.ndarray]:
@@ -165,34 +210,54 @@ class _Box:
         self._report(f"loss {loss:.4g}, largest {self.best:.4g}")
         return loss, self.half_widths * (gradient if self._subspace is None else self._subspace.rmatvec(gradient))
 
+    def farthest(self, u: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """Return where the linear model of a slope is largest; u's coordinates where it has none."""
+        if self.round:
+            length = np.linalg.norm(slope)
+            return slope / length if length else u
+        return np.where(slope == 0, u, np.sign(slope))
+
+    def at_walls(self) -> float:
+        """Return the share (percent) of the best point's coordinates on a wall, or all on the surface of a ball."""
+        if self.round:
+            return 100.0 * bool(np.linalg.norm(self.best_u) > 1 - 1e-9)
+        return float(100 * np.mean(np.abs(self.best_u) == 1))
+
 
 def _lbfgsb(box: _Box, iterations: int, scale: float) -> tuple[int, str]:
     """Maximise by SciPy's L-BFGS-B without tolerances; return the number of iterations and why it stopped.
 
-    SciPy loops over the bounds in Python, about 3.5 microseconds a weight: 5 s of a measurement of F1.
+    SciPy loops over the bounds in Python, about 3.5 microseconds a weight: 5 s of a measurement of F1. In a ball there
+    are none: the loss is a function of the direction, from that of the slope at the centre on.
     """
     u, loss, slope = box.start
     steepest = np.abs(slope).max()
     if steepest == 0:
         return 0, "the loss has no slope"
-    factor, known = scale / steepest, [(loss, slope)]
+    factor, known, bounds = scale / steepest, [(loss, slope)], [(-1.0, 1.0)] * len(u)
+    if box.round:
+        u, known, bounds = box.farthest(u, slope), [], None
 
-    def descend(u: np.ndarray) -> tuple[float, np.ndarray]:
+    def descend(v: np.ndarray) -> tuple[float, np.ndarray]:
+        length = np.linalg.norm(v) if box.round else 1.0
+        u = v / length
         loss, slope = known.pop() if known else box.value_and_gradient(u)  # the start is evaluated already
+        if box.round:
+            slope = (slope - (slope @ u) * u) / length
         return -factor * loss, -factor * slope
 
     limits = {"maxiter": iterations, "maxfun": 1 + iterations * (1 + LINE_SEARCH_STEPS), "maxls": LINE_SEARCH_STEPS}
-    *_, end = fmin_l_bfgs_b(descend, u, bounds=[(-1.0, 1.0)] * len(u), factr=0.0, pgtol=0.0, **limits)
+    *_, end = fmin_l_bfgs_b(descend, u, bounds=bounds, factr=0.0, pgtol=0.0, **limits)
     reasons = ("no further rise", "the limit of iterations", "the line search found no rise")
     return end["nit"], reasons[end["warnflag"]]
 
 
 def _vertex_ascent(box: _Box, iterations: int, scale: float) -> tuple[int, str]:
-    """Maximise by going, again and again, to the vertex where the linear model is largest; a convex function never
-    decreases on the way. Return the number of iterations and why it stopped."""
+    """Maximise by going, again and again, to where the linear model is largest: a vertex of the box, or a point of the
+    ball's surface. A convex function never decreases on the way. Return the number of iterations and why it stopped."""
     u, _, slope = box.start
     for iteration in range(iterations):
-        vertex = np.where(slope == 0, u, np.sign(slope))
+        vertex = box.farthest(u, slope)
         if np.array_equal(vertex, u):
             return iteration, "the vertex is its own best neighbour"
         u = vertex

@@ -8,7 +8,7 @@ from large_batch import datasets
 from large_batch.backend import keras
 from large_batch.errors import UserError
 from large_batch.objective import Objective, flat_weights
-from large_batch.sharpness_metric import half_widths, quadratic_bounds, sharpness
+from large_batch.sharpness_metric import MEASURES, half_widths, quadratic_bounds, sharpness
 from large_batch.subspace import RandomSubspace
 
 RNG = np.random.default_rng(0)
@@ -67,6 +67,54 @@ def test_a_convex_function_against_all_vertices(solver):
     largest = max(function.value_and_gradient(x + y)[0] for y in vertices)
     value = sharpness(function, x, 1e-2, solver=solver).value
     assert 0.8 * 100 * largest <= value <= 100 * largest * (1 + 1e-9)
+
+
+@BOTH
+def test_every_measure_of_a_quadratic_in_closed_form(solver):
+    """A box has its largest loss at a vertex, a ball where the scaled Hessian's top eigenvector meets its surface."""
+    x, h = RNG.normal(size=200), RNG.uniform(size=200)
+    h[7] = 50  # far above the others: a ball's maximum is then found in few iterations
+    found = {
+        name: sharpness(Quadratic(x, h, 1e-7, lowest=0.25), x, 1e-2, measure=name, solver=solver, iterations=30)
+        for name in MEASURES
+    }
+    expected = {
+        "keskar": h @ (np.abs(x) + 1) ** 2,
+        "relative": h @ x**2,
+        "ball": h.max(),
+        "adaptive": np.max(h * x**2),
+    }
+    assert {name: result.value for name, result in found.items()} == pytest.approx(
+        {name: 100 * 1e-4 * number / 2 / 1.25 for name, number in expected.items()}, rel=1e-3
+    )
+    assert found["ball"].at_walls == found["adaptive"].at_walls == 100
+
+
+@BOTH
+@pytest.mark.parametrize("measure", ["relative", "adaptive"])
+def test_measures_that_follow_a_rescaled_weight(solver, measure):
+    """f(c * w) at w / c is f(w), and the solvers take the same steps; in the paper's box they do not."""
+    x, root, factors = RNG.normal(size=60), RNG.normal(size=(60, 60)), 10 ** RNG.uniform(-1, 1, size=60)
+    plain = Quadratic(x, root @ root.T)
+    scaled = Quadratic(x / factors, factors[:, None] * plain.hessian * factors)
+    start = x + 1e-3 * RNG.normal(size=60)
+    one = sharpness(plain, start, 1e-2, measure=measure, solver=solver)
+    other = sharpness(scaled, start / factors, 1e-2, measure=measure, solver=solver)
+    assert other.value == pytest.approx(one.value, rel=1e-6)
+    assert other.evaluations == one.evaluations
+    for name in ("keskar", "ball"):
+        one, other = (sharpness(f, w, 1e-2, measure=name) for f, w in ((plain, start), (scaled, start / factors)))
+        assert other.value != pytest.approx(one.value, rel=0.1)
+
+
+def test_a_ball_in_a_subspace():
+    x, subspace = RNG.normal(size=50), RandomSubspace(50, 4)
+    matrix = np.stack([subspace @ unit for unit in np.eye(4)], axis=1)
+    h = RNG.exponential(size=50)
+    found = sharpness(Quadratic(x, h), x, 0.3, measure="ball", subspace=subspace, iterations=40)
+    largest = np.linalg.eigvalsh(matrix.T @ (h[:, None] * matrix))[-1]
+    assert found.value == pytest.approx(100 * 0.3**2 * largest / 2, rel=1e-6)
+    assert (found.dimension, found.at_walls) == (4, 100)
 
 
 def test_for_small_eps_the_largest_eigenvalue_bounds_it():
@@ -194,6 +242,10 @@ def test_mistakes():
             sharpness(function, w, eps)
     with pytest.raises(UserError, match="no solver 'adam'"):
         sharpness(function, w, 1e-3, solver="adam")
+    with pytest.raises(
+        UserError, match="no measure 'flat' of sharpness; choose one of keskar, relative, ball, adaptive"
+    ):
+        sharpness(function, w, 1e-3, measure="flat")
     with pytest.raises(UserError, match="at least 1 iteration"):
         sharpness(function, w, 1e-3, iterations=0)
     with pytest.raises(UserError, match="flat vector of finite weights"):
