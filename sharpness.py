@@ -8,6 +8,7 @@ otherwise. Each measurement is kept and reused, and several processes with one -
     python sharpness.py -n C2 --eps 5e-4
     python sharpness.py -n F1 --solver=both --trials=5
     python sharpness.py -n F1 --curvature
+    python sharpness.py -n F1 --space=full --measure=keskar,relative,ball,adaptive --rescale=0.1,0.3,1,3,10
     python sharpness.py -n F1 --weights my.weights.h5
 """
 
@@ -21,12 +22,12 @@ import numpy as np
 from large_batch import cli, paper
 from large_batch.cli import setting
 from large_batch.errors import UserError
-from large_batch.sharpness_metric import ITERATIONS, SCALE, SOLVERS, SharpnessResult, sharpness
+from large_batch.sharpness_metric import ITERATIONS, MEASURES, SCALE, SOLVERS, SharpnessResult, sharpness
 from large_batch.subspace import MANIFOLDS, check_dimension
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
-    from large_batch.measurements import Request
+    from large_batch.measurements import Measured, Request, Value
 
 __all__ = ["SharpnessResult", "sharpness"]
 
@@ -53,16 +54,28 @@ class Settings(cli.PairSettings):
     )
     iterations: int = setting(ITERATIONS, "Iterations of the solver.", "i{}", GROUP, least=1, most=10**6)
     weights: str | None = setting(None, "A .weights.h5 file to measure instead of training.", cli.file_word, GROUP)
+    measure: tuple[str, ...] = setting(
+        ("keskar",),
+        "Metric 2.1 (keskar), the same in a box of relative size (relative), SAM's ball (ball), ASAM's (adaptive).",
+        cli.list_word(""),
+        GROUP,
+        choices=tuple(MEASURES),
+    )
+    rho: float | None = setting(None, "Radius of the balls; default: 0.05 of ball, 0.5 of adaptive.", "rho{:g}", GROUP)
+    rescale: tuple[float, ...] = setting(
+        (1.0,), "Factors of the weights before a batch normalisation, with commas.", cli.list_word("x"), GROUP
+    )
     curvature: bool = setting(
         False, "Look at the Hessian instead; uses the largest eps, dimension and manifold only.", "", GROUP
     )
     curvature_samples: int = setting(10_000, "Training samples of --curvature.", "n{}", GROUP, least=1)
 
     def check(self) -> None:
-        """Raise `UserError` for a scale that is none."""
+        """Raise `UserError` for a scale or radius that is none."""
         super().check()
-        if not (np.isfinite(self.scale) and self.scale > 0):
-            raise UserError(f"--scale must be a number above 0, not {self.scale:g}.")
+        for name in ("scale", "rho"):
+            if (value := getattr(self, name)) is not None and not (np.isfinite(value) and value > 0):
+                raise UserError(f"--{name} must be a number above 0, not {value:g}.")
 
     def resolve(self, network: Any, samples: int) -> Settings:
         """Put lists into the paper's order, and keep to the samples there are."""
@@ -70,8 +83,15 @@ class Settings(cli.PairSettings):
             super().resolve(network, samples),
             eps=tuple(sorted(set(self.eps), reverse=True)),
             space=tuple(space for space in SPACES if space in self.space),
+            measure=tuple(measure for measure in MEASURES if measure in self.measure),
+            rescale=tuple(sorted(set(self.rescale))),
             curvature_samples=min(self.curvature_samples, samples),
         )
+
+    def sizes(self, measure: str) -> tuple[float, ...]:
+        """Return the sizes of the regions of a measure."""
+        radius = MEASURES[measure].radius
+        return self.eps if radius is None else (self.rho or radius,)
 
 
 def requests(experiment: Experiment) -> list[Request]:
@@ -82,59 +102,91 @@ def requests(experiment: Experiment) -> list[Request]:
     drawn = {"dimension": settings.dimension, "manifold": settings.manifold}
     if settings.curvature:
         where = {"epsilon": settings.eps[0], "samples": settings.curvature_samples}
-        return [experiment.request(CurvatureRequest, **where, **drawn)]
+        return [experiment.request(CurvatureRequest, **where, **drawn, rescale=factor) for factor in settings.rescale]
     places = [{"space": "full"}] if "full" in settings.space else []
     if "random" in settings.space:
         places += [{"space": "random", "trial": trial, **drawn} for trial in range(settings.trials)]
-    solver = {"iterations": settings.iterations, "scale": settings.scale}
+    how = {"iterations": settings.iterations, "scale": settings.scale}
     return [
-        experiment.request(SharpnessRequest, epsilon=epsilon, solver=name, **solver, **place)
+        experiment.request(SharpnessRequest, epsilon=size, solver=name, rescale=factor, measure=measure, **how, **place)
         for place in places
-        for epsilon in settings.eps
+        for factor in settings.rescale
+        for measure in settings.measure
+        for size in settings.sizes(measure)
         for name in (SOLVERS if settings.solver == "both" else [settings.solver])
     ]
 
 
 def main(settings: Settings) -> None:
-    """Train or find the minimizers, measure them, print the tables and write the numbers."""
+    """Train or find the minimizers, measure them, print the tables, write the numbers and draw the figure."""
     settings.check()
     import network_zoo
-    from large_batch import tables
+    from large_batch import figures, tables
     from large_batch.experiment import Experiment
+    from large_batch.measurements import EvaluationRequest
     from large_batch.runner import Place
 
     # Recipes
-    experiment = Experiment.begin(settings, network_zoo.get, figures=False)
+    several = len(set(settings.rescale)) > 1 and not settings.curvature
+    experiment = Experiment.begin(settings, network_zoo.get, figures=several)
     settings = experiment.settings
     ends = {"given": settings.weights}
     if not settings.weights:
         ends = {"SB": experiment.recipe(settings.small_batch), "LB": experiment.recipe(settings.large_batch)}
     if settings.curvature or "random" in settings.space:
         check_dimension(experiment.runner.objectives.size, settings.dimension)
-    asked = [(request, Place(end)) for request in requests(experiment) for end in dict.fromkeys(ends.values())]
+    factors = () if settings.rescale == (1.0,) else settings.rescale
+    same = [experiment.request(EvaluationRequest, rescale=factor) for factor in factors]
     # Run
-    measured = experiment.run([], asked)
+    wanted = {label: [(request, Place(end)) for request in requests(experiment)] for label, end in ends.items()}
+    checks = {label: [(request, Place(end)) for request in same] for label, end in ends.items()}
+    measured = experiment.run([], [item for items in (*checks.values(), *wanted.values()) for item in items])
     if measured is None:
         return
-    results = {label: [measured[item] for item in asked if item[1].first == end] for label, end in ends.items()}
-    # Tables
-    what, rows = f"Curvature, over the first {settings.curvature_samples:,} training samples", []
-    if settings.curvature:
-        text = tables.curvature_table({label: values[0].result for label, values in results.items()})
-    else:
-        what, text = "Metric 2.1 (percent)", tables.sharpness_details(results)
-        rows = [
-            experiment.sharpness_value(label, None if settings.weights else ends[label], value)
-            for label, values in results.items()
-            for value in values
-        ]
-        if len(ends) == 2:
-            text = f"{tables.sharpness_comparison(results, experiment.batches_as_published)}\n\n{text}"
+    results = {label: [measured[item] for item in items] for label, items in wanted.items()}
+    # Tables and figure
+    what, text, rows = curved(settings, results) if settings.curvature else sharp(experiment, ends, results)
+    if factors:
+        evaluated = {label: [measured[item] for item in items] for label, items in checks.items()}
+        text += f"\n\n{tables.rescaled_evaluations(evaluated)}"
     length = "given minimizer" if settings.weights else f"{settings.epochs} epochs"
-    print(f"\n{experiment.title(f'{what}, {length}')}\n{text}")
+    title = experiment.title(f"{what}, {length}")
+    print(f"\n{title}\n{text}")
+    drawn = {"": figures.rescaling(results, title)} if several else {}
     origins = {label: experiment.origin_of(end) for label, end in ends.items()}
     kind = "curvature" if settings.curvature else "sharpness"
-    experiment.write(kind, rows, {"minimizers": origins, "results": results}, {})
+    experiment.write(kind, rows, {"minimizers": origins, "results": results}, drawn)
+
+
+def curved(settings: Settings, results: dict[str, list[Measured]]) -> tuple[str, str, list]:
+    """Return what --curvature shows: its heading, its table, and no rows."""
+    from large_batch import tables
+
+    columns = {
+        label if measured.measurement.rescale == 1 else f"{label} x {measured.measurement.rescale:g}": measured.result
+        for label, group in results.items()
+        for measured in group
+    }
+    return (
+        f"Curvature, over the first {settings.curvature_samples:,} training samples",
+        tables.curvature_table(columns),
+        [],
+    )
+
+
+def sharp(experiment: Experiment, ends: dict, results: dict[str, list[Measured]]) -> tuple[str, str, list[Value]]:
+    """Return the heading, the tables and the rows of sharpness."""
+    from large_batch import tables
+
+    text = tables.sharpness_details(results)
+    if len(ends) == 2:
+        text = f"{tables.sharpness_comparison(results, experiment.batches_as_published)}\n\n{text}"
+    rows = [
+        experiment.sharpness_value(label, None if experiment.settings.weights else ends[label], measured)
+        for label, group in results.items()
+        for measured in group
+    ]
+    return "Metric 2.1 (percent)" if experiment.settings.measure == ("keskar",) else "Sharpness (percent)", text, rows
 
 
 if __name__ == "__main__":

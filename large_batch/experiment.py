@@ -269,13 +269,16 @@ class Experiment:
         """Return a row in long form, of a recipe's minimizer or a given one."""
         warm = recipe.warm_start.epochs if recipe and recipe.warm_start else None
         training = (recipe.batch_size, recipe.epochs, warm, recipe.seed) if recipe else (None,) * 4
-        place = dict.fromkeys(("space", "epsilon", "solver", "trial")) | place
+        place = dict.fromkeys(("space", "epsilon", "solver", "trial", "rescale")) | place
         return Value(self.network.name, self.data.name, minimizer, *training, quantity, **place, value=number)
 
     def sharpness_value(self, minimizer: str, recipe: Recipe | None, measured: Measured) -> Value:
-        """Return the row of a measurement of Metric 2.1."""
-        place = {name: getattr(measured.measurement, name) for name in ("space", "epsilon", "solver", "trial")}
-        return self.value(minimizer, recipe, "sharpness", measured.result.value, **place)
+        """Return the row of a measurement of Metric 2.1, or of a measure like it."""
+        at = measured.measurement
+        place = {name: getattr(at, name) for name in ("space", "epsilon", "solver", "trial")}
+        place["rescale"] = at.rescale if at.rescale != 1 else None
+        quantity = "sharpness" if at.measure == "keskar" else f"sharpness_{at.measure}"
+        return self.value(minimizer, recipe, quantity, measured.result.value, **place)
 
     def write(
         self,

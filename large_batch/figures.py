@@ -19,6 +19,13 @@ LOSS, ACCURACY, LOSS_MUTED, ACCURACY_MUTED = "#1f4fd8", "#d62222", "#b4c3ea", "#
 GROWING = "#2a8c3c"
 MARKERS = dict(zip(EPSILONS, ("o", "s"), strict=True))  # of sharpness
 
+MEASURE_TITLES = {
+    "keskar": r"Metric 2.1: $|y_i| \leq \epsilon\,(|x_i| + 1)$",
+    "relative": r"relative box: $|y_i| \leq \epsilon\,|x_i|$",
+    "ball": r"SAM's ball: $\|y\| \leq \rho$",
+    "adaptive": r"ASAM's ball: $\|y / x\| \leq \rho$",
+}
+
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write the figure as `<stem>.pdf` and `<stem>.png`; return the paths."""
@@ -216,6 +223,38 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
     for axes in (above, below):
         _grid(axes)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    return figure
+
+
+def rescaling(results: dict[str, list], title: str) -> Figure:
+    """Draw the sharpness of SB (blue) and LB (red) against the factor of the weights before a batch normalisation.
+
+    The factor does not change the function. There is a panel for each measure, with logarithmic axes. `results` holds
+    `measurements.Measured` sharpness by minimizer; trials are drawn as their mean.
+    """
+    first = next(iter(results.values()))
+    measures = list(dict.fromkeys(measured.measurement.measure for measured in first))
+    figure = Figure(figsize=(7.2, 2.6 + 2.6 * -(-len(measures) // 2)), layout="constrained")
+    panels = figure.subplots(-(-len(measures) // 2), min(2, len(measures)), sharex=True, squeeze=False).flat
+    for axes, measure in zip(panels, measures, strict=False):
+        for (label, group), color in zip(results.items(), (LOSS, ACCURACY), strict=False):
+            lines: dict[tuple, dict[float, list]] = {}
+            for at, value in ((measured.measurement, measured.result.value) for measured in group):
+                if at.measure == measure:
+                    places = lines.setdefault((at.epsilon, at.space, at.solver), {})
+                    places.setdefault(at.rescale, []).append(np.nan if value is None else value)
+            for number, ((size, *_), places) in enumerate(lines.items()):
+                means = [float(np.mean(values)) for values in places.values()]
+                style = "-o" if number == 0 else "--s" if number == 1 else ":^"
+                axes.plot(list(places), means, style, color=color, ms=4, lw=1.4, label=f"{label}, {size:g}")
+        axes.set_xscale("log")
+        _logarithmic(axes)
+        axes.set_title(MEASURE_TITLES[measure], fontsize="medium")
+        axes.set_ylabel("Sharpness (%)")
+        _grid(axes)
+        axes.legend(frameon=False, fontsize="small")
+    figure.supxlabel("Factor of the weights before each batch normalisation", fontsize="medium")
+    figure.suptitle(title, fontsize="large")
     return figure
 
 

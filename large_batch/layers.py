@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from large_batch.backend import keras, tf
+from large_batch.errors import UserError
 
 Outputs = Literal["logits", "softmax"]  # of a network
 RECOMPUTE_BYTES = 8 * 2**30  # what a gradient may keep of the layers' outputs
@@ -196,6 +197,52 @@ def cross_entropy(outputs: tf.Tensor, y: tf.Tensor, kind: Outputs) -> tuple[tf.T
 def pixels(x: tf.Tensor) -> tf.Tensor:
     """Scale uint8 pixels to float32 in [0, 1]; the original's only preprocessing. Floats pass as they are."""
     return tf.cast(x, tf.float32) / 255 if x.dtype == tf.uint8 else x
+
+
+def rescaled(
+    model: keras.Model, w: np.ndarray, state: Sequence[np.ndarray], factor: float
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return weights of the same function: kernels and biases right before a batch normalisation times a factor.
+
+    The normalisation divides what it is given by its size, so the factor has no effect beyond that of the
+    normalisation's epsilon (Dinh et al., 2017). Moving averages follow, with which the function is the same exactly.
+
+    Args:
+        model: The network, whose layers stand in a list or graph; its own weights are not read.
+        w: Its flat weights, (n,).
+        state: Its variables that are not trainable, in Keras' order.
+        factor: A number above 0; 1 returns the same bits.
+
+    Raises:
+        UserError: Where no layer with a kernel, linear or a ReLU, feeds a batch normalisation and nothing else.
+    """
+    pairs = list(_normalized(model))
+    if not pairs:
+        raise UserError(f"No kernel stands right before a batch normalisation in {model.name}; none can be rescaled.")
+    values = {id(variable): array for variable, array in zip(model.non_trainable_variables, state, strict=True)}
+    sizes = [prod(variable.shape) for variable in model.trainable_variables]
+    values |= dict(zip(map(id, model.trainable_variables), np.split(w, np.cumsum(sizes)[:-1]), strict=True))
+    for kernel, normalization in pairs:
+        values |= {id(variable): factor * values[id(variable)] for variable in kernel.variables}
+        if isinstance(normalization, keras.layers.BatchNormalization):
+            mean, variance, epsilon = normalization.moving_mean, normalization.moving_variance, normalization.epsilon
+            values[id(mean)] = factor * values[id(mean)]
+            values[id(variance)] = factor**2 * (values[id(variance)] + epsilon) - epsilon
+    pairs = zip(model.non_trainable_variables, state, strict=True)
+    state = [values[id(variable)].astype(array.dtype) for variable, array in pairs]
+    return np.concatenate([values[id(variable)] for variable in model.trainable_variables]), state
+
+
+def _normalized(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, keras.layers.Layer]]:
+    """Yield each layer whose output grows with its kernel and goes to a batch normalisation only, and that one."""
+    growing = (None, keras.activations.linear, keras.activations.relu)
+    for layer in model.layers:
+        if isinstance(layer, BatchStatisticsNormalization | keras.layers.BatchNormalization):
+            # Keras has no public name for what a layer takes its input from.
+            kernel = getattr(getattr(layer, "input", None), "_keras_history", [None])[0]
+            once = hasattr(kernel, "kernel") and len(kernel._outbound_nodes) == len(kernel._inbound_nodes) == 1
+            if once and getattr(kernel, "activation", None) in growing:
+                yield kernel, layer
 
 
 def flat_weights(model: keras.Model) -> np.ndarray:

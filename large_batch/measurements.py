@@ -15,7 +15,7 @@ from typing import ClassVar, get_type_hints
 
 import numpy as np
 
-from large_batch import hessian, store
+from large_batch import hessian, layers, store
 from large_batch.datasets import DataSet
 from large_batch.distribution import Replicas
 from large_batch.hessian import PASSES, Curvature
@@ -55,6 +55,10 @@ class Objectives:
         for objective in self._made.values():
             objective.take_state(self._model)
 
+    def rescaled(self, w: np.ndarray, state: list[np.ndarray], factor: float) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return weights and state of the same function (`layers.rescaled`), the given ones for a factor of 1."""
+        return (w, state) if factor == 1 else layers.rescaled(self._model, w, state, factor)
+
     def train(self, samples: int | None = None) -> Objective:
         """Return the loss over the training set, or over its first samples."""
         return self._objective("train", self._data.x_train, self._data.y_train, samples)
@@ -73,13 +77,17 @@ class Objectives:
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Problem):
-    """What can be measured; `kind` is the folder that results of its type share."""
+    """What can be measured; `kind` is the folder that results of its type share.
+
+    With a `rescale` other than 1 it is measured where the weights before a normalisation are multiplied by this factor.
+    """
 
     kind: ClassVar[str]
     result_type: ClassVar[type]
 
     definition: str = dataclasses.field()  # without a default, so that the digests of earlier versions stay
     weights_digest: str = ""
+    rescale: float = 1.0
 
     @property
     def name(self) -> str:
@@ -131,10 +139,11 @@ class EvaluationRequest(Request):
 
 @dataclass(frozen=True, kw_only=True)
 class SharpnessRequest(Request):
-    """Metric 2.1: the box and the maximiser.
+    """Metric 2.1, or a measure like it: the region and the maximiser.
 
-    `space` is "full", or "random" with the `dimension` and `manifold` of A and the `trial`, its seed. The function is
-    over the first `samples` training samples, or over all of them.
+    `epsilon` is the size of the region, which `measure` names. `space` is "full", or "random" with the `dimension` and
+    `manifold` of A and the `trial`, its seed. The function is over the first `samples` training samples, or over all of
+    them.
     """
 
     kind: ClassVar[str] = "sharpness"
@@ -149,13 +158,16 @@ class SharpnessRequest(Request):
     trial: int | None = None
     scale: float = SCALE
     samples: int | None = None
+    measure: str = "keskar"
 
     @property
     def name(self) -> str:
         """What a person looks for in a listing."""
         space = self.space if self.space == "full" else f"{self.manifold}{self.dimension}-t{self.trial}"
-        samples = [f"n{self.samples}"] if self.samples else []
-        return "-".join([self.network, self.weights_digest[:8], space, f"eps{self.epsilon:g}", self.solver, *samples])
+        more = [f"n{self.samples}"] if self.samples else []
+        more += [self.measure] if self.measure != "keskar" else []
+        more += [f"x{self.rescale:g}"] if self.rescale != 1 else []
+        return "-".join([self.network, self.weights_digest[:8], space, f"eps{self.epsilon:g}", self.solver, *more])
 
     def cost(self, train: int, test: int) -> int:
         """Return about how many samples are evaluated: a gradient an iteration, now and then another."""
@@ -174,6 +186,7 @@ class SharpnessRequest(Request):
             objective,
             w,
             self.epsilon,
+            measure=self.measure,
             subspace=subspace,
             solver=self.solver,
             iterations=self.iterations,
@@ -286,8 +299,9 @@ class Solution:
 class Value:
     """A row of a .csv file in long form: one quantity of one minimizer.
 
-    Losses are in nats, accuracies and sharpness (Metric 2.1) in percent; `trial` is the number of the random subspace;
-    empty where it does not apply or, for a value, where float32 does not resolve it.
+    Losses are in nats, accuracies and sharpness (Metric 2.1) in percent; `trial` is the number of the random subspace,
+    `rescale` the factor of the weights before a normalisation; empty where it does not apply or, for a value, where
+    float32 does not resolve it.
     """
 
     network: str
@@ -302,6 +316,7 @@ class Value:
     epsilon: float | None
     solver: str | None
     trial: int | None
+    rescale: float | None
     value: float | None
 
 

@@ -255,8 +255,9 @@ class Runner:
         request, w, state = self._at(request, place, wait)
 
         def compute() -> object:
-            self.objectives.take_state(state)
-            return request.compute(self.objectives, w, self._subspace(request), report)
+            at, fixed = self.objectives.rescaled(w, state, request.rescale)
+            self.objectives.take_state(fixed)
+            return request.compute(self.objectives, at, self._subspace(request), report)
 
         minimizers, origin = self.minimizers, self.origin
         return measurements.load_or_compute(minimizers.run_dir, request, compute, origin, minimizers.replicas, wait)

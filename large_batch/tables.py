@@ -68,10 +68,10 @@ def accuracy_cells(network: str, minimizer: str) -> list[str]:
     return list(map(str, [getattr(paper.TABLE_2[network], f"test_{side}"), *sharpness]))
 
 
-def settings_of(measured: Measured) -> tuple[str, float, str]:
-    """Return how Metric 2.1 was measured, apart from where and with which A: space, epsilon, solver."""
+def settings_of(measured: Measured) -> tuple[str, str, float, str, str]:
+    """Return how sharpness was measured, apart from with which A: factor, measure, size, space, solver."""
     at = measured.measurement
-    return at.space, at.epsilon, at.solver
+    return f"{at.rescale:g}", at.measure, at.epsilon, at.space, at.solver
 
 
 def sharpness_comparison(results: dict[str, list[Measured]], comparable: bool) -> str:
@@ -81,7 +81,8 @@ def sharpness_comparison(results: dict[str, list[Measured]], comparable: bool) -
         results: The measurements of SB and of LB, in the same settings.
         comparable: Whether they were trained on the paper's data with the paper's batch sizes.
     """
-    rows = [["space", "epsilon", "solver", "SB", "LB", "LB/SB", "paper SB", "paper LB", "paper LB/SB"]]
+    header = ["rescaled", "measure", "space", "epsilon", "solver", "SB", "LB", "LB/SB", "paper SB", "paper LB"]
+    rows = [[*header, "paper LB/SB"]]
     sharper = resolved = 0
     for setting in dict.fromkeys(map(settings_of, results["SB"])):
         ours, theirs = [], []
@@ -90,19 +91,39 @@ def sharpness_comparison(results: dict[str, list[Measured]], comparable: bool) -
             values = [trial.result.value for trial in trials]
             ours.append(None if None in values else Spread.of(values))
             theirs.append(published(trials[0], label) if comparable else None)
-        space, epsilon, solver = setting
+        factor, measure, epsilon, space, solver = setting
         cells = ["not resolved" if spread is None else str(spread) for spread in ours]
         beside = ["-" if spread is None else str(spread) for spread in theirs]
-        rows.append([space, f"{epsilon:g}", solver, *cells, _ratio(*ours), *beside, _ratio(*theirs)])
+        place = [factor, measure, space, f"{epsilon:g}", solver]
+        rows.append([*place, *cells, _ratio(*ours), *beside, _ratio(*theirs)])
         if None not in ours:
             resolved, sharper = resolved + 1, sharper + (ours[1].mean > ours[0].mean)
-    return f"{lay_out(rows)}\nLB is sharper than SB in {sharper} of the {resolved} rows that are resolved."
+    text = lay_out(_with_usual_left_out(rows))
+    return f"{text}\nLB is sharper than SB in {sharper} of the {resolved} rows that are resolved."
+
+
+def _with_usual_left_out(rows: list[list[str]]) -> list[list[str]]:
+    """Return the rows without the columns of the factor and the measure that say nothing."""
+    usual = {"rescaled": {"1"}, "measure": {"keskar"}}
+    columns = [column for column in zip(*rows, strict=True) if set(column[1:]) != usual.get(column[0])]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def rescaled_evaluations(results: dict[str, list[Measured]]) -> str:
+    """Lay out loss and accuracy of each minimizer for each factor, with which they should hardly change."""
+    rows = [["minimizer", "rescaled", "train loss", "train %", "test loss", "test %"]]
+    for label, group in results.items():
+        for measured in group:
+            at = measured.result
+            numbers = at.train_loss, at.train_accuracy, at.test_loss, at.test_accuracy
+            rows.append([label, f"{measured.measurement.rescale:g}", *(f"{number:.6g}" for number in numbers)])
+    return lay_out(rows)
 
 
 def published(measured: Measured, minimizer: str) -> Spread | None:
     """Return the value of Table 3 or 4 to set beside a measurement of a minimizer, SB or LB, if there is one."""
     at = measured.measurement
-    if at.dimension not in (None, DIMENSION):
+    if at.dimension not in (None, DIMENSION) or at.measure != "keskar" or at.rescale != 1:
         return None
     row = (paper.TABLE_3 if at.space == "full" else paper.TABLE_4).get((at.network, at.epsilon))
     return {"SB": row.small, "LB": row.large}.get(minimizer) if row else None
@@ -113,8 +134,10 @@ def _ratio(small: Spread | None, large: Spread | None) -> str:
 
 
 def sharpness_details(results: dict[str, list[Measured]]) -> str:
-    """Lay out how each value was results."""
-    header = "minimizer, space, epsilon, solver, value, f(x), max f, evaluations, iterations, stopped by"
+    """Lay out how each value was found."""
+    header = (
+        "minimizer, rescaled, measure, space, epsilon, solver, value, f(x), max f, evaluations, iterations, stopped by"
+    )
     rows = [header.split(", ")]
     for label, measured in results.items():
         for trial in measured:
@@ -122,8 +145,9 @@ def sharpness_details(results: dict[str, list[Measured]]) -> str:
             space = at.space if at.trial is None else f"{at.space} {at.trial}"
             losses = f"{result.loss:.4g}", f"{result.largest_loss:.4g}"
             counts = str(result.evaluations), str(result.iterations)
-            rows.append([label, space, f"{at.epsilon:g}", at.solver, str(result), *losses, *counts, result.stopped])
-    return lay_out(rows)
+            place = [label, f"{at.rescale:g}", at.measure, space, f"{at.epsilon:g}", at.solver]
+            rows.append([*place, str(result), *losses, *counts, result.stopped])
+    return lay_out(_with_usual_left_out(rows))
 
 
 def curvature_table(results: dict[str, Curvature]) -> str:

@@ -25,7 +25,8 @@ from warmstart import schedule
 
 BATCHES = ("--small_batch=750", "--large_batch=1500")  # no batch that XLA compiles
 FOLDERS = ("data", "run", "figure", "result")
-COLUMNS = "network,dataset,minimizer,batch_size,epochs,warm_start_epochs,seed,quantity,space,epsilon,solver,trial,value"
+COLUMNS = "network,dataset,minimizer,batch_size,epochs,warm_start_epochs,seed,quantity,space,epsilon,solver,trial,"
+COLUMNS += "rescale,value"
 
 
 @pytest.fixture

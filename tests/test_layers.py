@@ -8,12 +8,15 @@ from conftest import minimizers, recipe
 import network_zoo
 from large_batch import distribution
 from large_batch.backend import keras, tf
+from large_batch.errors import UserError
 from large_batch.layers import (
     BatchStatisticsNormalization,
     Dropout,
     call_recomputing,
+    flat_weights,
     kept_bytes,
     recomputes,
+    rescaled,
     set_dropout_step,
 )
 
@@ -162,3 +165,49 @@ def test_a_step_that_may_not_fit_is_announced_with_the_remedy(color_digits, tmp_
 
 def test_free_memory():
     assert 0 < distribution.free_bytes() < 2**50
+
+
+@pytest.mark.parametrize("factor", [0.1, 10])
+def test_rescaled_weights_before_a_normalisation_make_the_same_function(factor):
+    """To the rounding of float32: with moving averages, and with batch statistics but for epsilon's effect."""
+    keras.utils.set_random_seed(0)
+    normal = np.random.default_rng(0).normal
+    x = normal(2, 1, (64, 6)).astype(np.float32)
+    for normalization in (keras.layers.BatchNormalization, lambda: BatchStatisticsNormalization(1e-12)):
+        inputs = keras.Input((6,))
+        first = normalization()(keras.layers.Dense(5)(inputs))
+        second, beside = keras.layers.Dense(4, "relu")(first), keras.layers.Dense(4)(first)
+        outputs = keras.layers.Dense(3)(keras.layers.add([normalization()(second), normalization()(beside), beside]))
+        model = keras.Model(inputs, outputs)
+        model(x, training=True)  # moving averages that are not those of the start
+        w = flat_weights(model)
+        w += 0.1 * normal(size=w.shape)
+        scaled, state = rescaled(model, w, fixed(model), factor)
+        ratios = split(model, (scaled / w).round(9))
+        kernels = [
+            np.unique(ratio).tolist()
+            for ratio, variable in zip(ratios, model.trainable_variables, strict=True)
+            if variable.name == "kernel"
+        ]
+        assert kernels == [[factor], [factor], [1], [1]], "not where the output goes elsewhere, too, nor the last one"
+        before, after = (call(model, *at, x) for at in ((w, fixed(model)), (scaled, state)))
+        np.testing.assert_allclose(after, before, atol=2e-5)
+    same, _ = rescaled(model, w, fixed(model), 1.0)
+    np.testing.assert_array_equal(same, w)
+    with pytest.raises(UserError, match="No kernel stands right before a batch normalisation in plain"):
+        plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)], name="plain")
+        rescaled(plain, np.zeros(6), [], 2.0)
+
+
+def fixed(model):
+    return [np.asarray(variable) for variable in model.non_trainable_variables]
+
+
+def split(model, w):
+    return np.split(w, np.cumsum([np.size(variable) for variable in model.trainable_variables])[:-1])
+
+
+def call(model, w, state, x):
+    weights = [tf.reshape(part, v.shape) for part, v in zip(split(model, w), model.trainable_variables, strict=True)]
+    weights = [tf.cast(part, tf.float32) for part in weights]
+    return model.stateless_call(weights, state, x, training=False)[0].numpy()
