@@ -53,6 +53,9 @@ class Settings(cli.PairSettings):
         SCALE, "Largest slope that L-BFGS-B sees at the start; see sharpness_metric.py.", "scale{:g}", GROUP
     )
     iterations: int = setting(ITERATIONS, "Iterations of the solver.", "i{}", GROUP, least=1, most=10**6)
+    sharpness_samples: int | None = setting(
+        None, "Training samples over which is measured, the first ones; default: all.", "n{}", GROUP, least=1
+    )
     weights: str | None = setting(None, "A .weights.h5 file to measure instead of training.", cli.file_word, GROUP)
     measure: tuple[str, ...] = setting(
         ("keskar",),
@@ -85,6 +88,7 @@ class Settings(cli.PairSettings):
             space=tuple(space for space in SPACES if space in self.space),
             measure=tuple(measure for measure in MEASURES if measure in self.measure),
             rescale=tuple(sorted(set(self.rescale))),
+            sharpness_samples=min(self.sharpness_samples or samples, samples),
             curvature_samples=min(self.curvature_samples, samples),
         )
 
@@ -106,7 +110,7 @@ def requests(experiment: Experiment) -> list[Request]:
     places = [{"space": "full"}] if "full" in settings.space else []
     if "random" in settings.space:
         places += [{"space": "random", "trial": trial, **drawn} for trial in range(settings.trials)]
-    how = {"iterations": settings.iterations, "scale": settings.scale}
+    how = {"iterations": settings.iterations, "scale": settings.scale, "samples": experiment.sharpness_samples}
     return [
         experiment.request(SharpnessRequest, epsilon=size, solver=name, rescale=factor, measure=measure, **how, **place)
         for place in places

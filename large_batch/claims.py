@@ -349,3 +349,34 @@ def switching(
         found,
         verdict,
     )
+
+
+def agreement(
+    ours: Sequence[float | None],
+    theirs: paper.Spread | None,
+    beside: Sequence[float | None] = (),
+    theirs_beside: paper.Spread | None = None,
+) -> str:
+    """Judge a cell of the paper's tables.
+
+    Args:
+        ours: The values of our trials, None for one that is missing.
+        theirs: The paper's mean and deviation.
+        beside: The values of the minimizer that it is compared with for the direction: LB for SB, and so on.
+        theirs_beside: The paper's of that one.
+
+    Returns:
+        "agrees" where the means differ by at most 3 times the wider of the two standard deviations; else "same
+        direction" or "contradicts", by the side on which it lies of what it is compared with; "no verdict" where a
+        trial, or what it would be compared with, is missing.
+    """
+    if theirs is None or not ours or None in ours:
+        return OPEN
+    found = paper.Spread.of(ours)
+    widest = max(found.deviation or 0.0, theirs.deviation or 0.0)
+    if abs(found.mean - theirs.mean) <= 3 * widest:
+        return "agrees"
+    if theirs_beside is None or not beside or None in beside:
+        return OPEN
+    same = (found.mean - paper.Spread.of(beside).mean) * (theirs.mean - theirs_beside.mean) > 0
+    return "same direction" if same else "contradicts"

@@ -36,7 +36,7 @@ def setting(default: Any, help: str, word: str | Callable[[Any], str] = "", grou
         help: What --help says.
         word: The word in the names of outputs where it is not the default: "e{}" or a function of the value.
         group: The heading in --help.
-        limits: least and most, of numbers; choices, of words.
+        limits: least and most, of numbers; choices, of words; repeated, of lists whose flag may be given several times.
     """
     return dataclasses.field(default=default, metadata={"help": help, "word": word, "group": group, **limits})
 
@@ -159,7 +159,8 @@ def define_flags(settings: type[Settings]) -> None:
         common = {"module_name": data["group"], "short_name": SHORT_NAMES.get(name)}
         if kind is tuple:
             default = None if part.default is None else ",".join(f"{value}" for value in part.default)
-            flags.DEFINE_string(name, default, data["help"], **common)
+            define = flags.DEFINE_multi_string if data.get("repeated") else flags.DEFINE_string
+            define(name, default, data["help"], **common)
         elif "choices" in data:
             flags.DEFINE_enum(name, part.default, data["choices"], data["help"], **common)
         elif kind in (int, float):
@@ -183,7 +184,8 @@ def read(settings: type[Settings]) -> Settings:
     for part in dataclasses.fields(settings):
         value = FLAGS[part.name].value
         if _base(types[part.name]) is tuple and value is not None:
-            value = _listed(part, value, float if "float" in str(types[part.name]) else str)
+            text = ",".join(value) if part.metadata.get("repeated") else value
+            value = _listed(part, text, float if "float" in str(types[part.name]) else str)
             if "int" in str(types[part.name]):
                 value = tuple(map(int, value))
         values[part.name] = value

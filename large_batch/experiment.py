@@ -47,19 +47,26 @@ class Experiment:
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def begin(cls, settings: Settings, get: Callable[[str], Network], figures: bool = True) -> Experiment:
+    def begin(
+        cls,
+        settings: Settings,
+        get: Callable[[str], Network],
+        figures: bool = True,
+        replicas: distribution.Replicas | None = None,
+    ) -> Experiment:
         """Choose the devices, load network and data, and check all that can be checked before work.
 
         Args:
             settings: What the command line says.
             get: Returns the network of a name, as `network_zoo.get` does.
             figures: Whether figures will be written.
+            replicas: The devices, where they have been chosen before.
 
         Raises:
             UserError: For a data set or definition that does not exist or fit, and folders that cannot be written to.
         """
         origin = store.provenance()
-        replicas = distribution.choose(settings.strategy)  # before TensorFlow does anything
+        replicas = replicas or distribution.choose(settings.strategy)  # before TensorFlow does anything
         network = get(settings.network)
         if settings.definition not in network.definitions:
             raise UserError(f"There is no definition '{settings.definition}' of {network.name}.")
@@ -104,6 +111,12 @@ class Experiment:
         """Whether data and batch sizes are the paper's."""
         names = ("small_batch", "large_batch")
         return self.as_published and all(getattr(self.settings, n) == getattr(self.usual, n) for n in names)
+
+    @property
+    def sharpness_samples(self) -> int | None:
+        """How many of the training samples sharpness is measured over; None for all of them."""
+        part = getattr(self.settings, "sharpness_samples", None)
+        return part if part and part < len(self.data.x_train) else None
 
     @cached_property
     def problem(self) -> Problem:
@@ -175,9 +188,7 @@ class Experiment:
         settings, recipes = self.settings, list(dict.fromkeys(recipe for group in regimes.values() for recipe in group))
         for recipe in () if settings.retrain else tested:
             self.minimizers.check_tested(recipe)
-        part = settings.sharpness_samples
-        box = {"solver": "lbfgsb", "iterations": settings.iterations}
-        box["samples"] = part if part < len(self.data.x_train) else None
+        box = {"solver": "lbfgsb", "iterations": settings.iterations, "samples": self.sharpness_samples}
         evaluation = self.request(EvaluationRequest)
         boxes = [self.request(SharpnessRequest, epsilon=epsilon, **box) for epsilon in paper.EPSILONS]
         wanted = {
@@ -218,8 +229,8 @@ class Experiment:
     def title(self, what: str, sharpness: bool = True) -> str:
         """Return a heading of two lines for a figure or table, with or without sharpness in it."""
         settings, several = self.settings, isinstance(self.settings, TrialSettings)
-        if sharpness and several and settings.sharpness_samples < len(self.data.x_train):
-            what += f", sharpness over the first {settings.sharpness_samples:,} samples"
+        if sharpness and self.sharpness_samples:
+            what += f", sharpness over the first {self.sharpness_samples:,} samples"
         seeds = f"{settings.trials} trials" if several and settings.trials > 1 else f"seed {settings.seed}"
         definition = f" ({settings.definition} definition)" if len(self.network.definitions) > 1 else ""
         return f"{what}\n{self.network.name} on {self.data.name}{definition}, {seeds}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+EPSILONS = (1e-3, 5e-4)  # half-widths of the box of Metric 2.1
 ORIGINAL_CURVES = Path(__file__).parent / "original_figures"
 
 
@@ -92,7 +93,64 @@ TABLE_4 = {  # random subspaces of dimension 100, by network and epsilon
     ("C4", 5e-4): Sharpness(Spread(1.89, 0.33), Spread(19.85, 4.12)),
 }
 
-EPSILONS = (1e-3, 5e-4)  # half-widths of the box of Metric 2.1
+
+@dataclass(frozen=True)
+class Remedied:
+    """A row of Table 6 or 7 (percent): test accuracy of SB, and of LB with a remedy; LB's full-space Metric 2.1."""
+
+    test_small: Spread
+    test_large: Spread
+    sharpness: dict[float, Spread]
+
+
+def _remedied(*numbers: tuple[float, float]) -> Remedied:
+    small, large, *sharpness = (Spread(*pair) for pair in numbers)
+    return Remedied(small, large, dict(zip(EPSILONS, sharpness, strict=True)))
+
+
+TABLE_6 = {  # data augmentation, of the baseline, too
+    "C1": _remedied((83.63, 0.14), (82.50, 0.67), (231.77, 30.50), (45.89, 3.83)),
+    "C2": _remedied((89.82, 0.12), (90.26, 1.15), (468.65, 47.86), (105.22, 19.57)),
+    "C3": _remedied((54.55, 0.44), (53.03, 0.33), (103.68, 11.93), (37.67, 3.46)),
+    "C4": _remedied((63.05, 0.5), (65.88, 0.13), (271.06, 29.69), (45.31, 5.93)),
+}
+TABLE_7 = {  # conservative training, of LB; two deviations of SB differ from Table 2's
+    "F1": _remedied((98.03, 0.07), (98.12, 0.01), (232.25, 63.81), (46.02, 12.58)),
+    "F2": _remedied((64.02, 0.2), (61.94, 1.10), (928.40, 51.63), (190.77, 25.33)),
+    "C1": _remedied((80.04, 0.12), (78.41, 0.22), (520.34, 34.91), (171.19, 15.13)),
+    "C2": _remedied((89.24, 0.05), (88.495, 0.63), (632.01, 208.01), (108.88, 47.36)),
+    "C3": _remedied((49.58, 0.39), (45.98, 0.54), (337.92, 33.09), (110.69, 3.88)),
+    "C4": _remedied((63.08, 0.10), (62.51, 0.67), (354.94, 20.23), (68.76, 16.29)),
+}
+# Of these the paper says in words only that LB was as with plain ADAM: appendix E.3 and section 2.2.
+AS_LARGE = ("adversarial", "stability", "adagrad", "sgd", "adaqn")
+
+
+def published(
+    network: str, minimizer: str, quantity: str, space: str | None = None, epsilon: float | None = None
+) -> Spread | None:
+    """Return what the paper has of a minimizer, in percent; None where it says nothing.
+
+    Args:
+        network: F1 ... C4.
+        minimizer: "SB" or "LB", and how it was trained other than by plain ADAM: "LB conservative", "LB sgd", ...
+        quantity: "train_accuracy", "test_accuracy", or "sharpness" (Metric 2.1) in a `space`, "full" or "random", at an
+            `epsilon`.
+    """
+    side, _, how = minimizer.partition(" ")
+    if how in AS_LARGE and side == "LB":
+        how = ""
+    name = {"SB": "small", "LB": "large"}.get(side)
+    if not how and name and network in TABLE_2:
+        if quantity == "sharpness":
+            row = (TABLE_3 if space == "full" else TABLE_4).get((network, epsilon))
+            return getattr(row, name) if row else None
+        return getattr(TABLE_2[network], f"{quantity.removesuffix('_accuracy')}_{name}")
+    row = {"augment": TABLE_6, "conservative": TABLE_7}.get(how, {}).get(network)
+    if row and quantity == "test_accuracy" and (side, how) != ("SB", "conservative"):
+        return getattr(row, f"test_{name}")
+    return row.sharpness.get(epsilon) if row and (side, quantity, space) == ("LB", "sharpness", "full") else None
+
 
 # Section 2.2.2: the loss around a large-batch minimizer rises steeply only in a subspace of about this share of the
 # dimensions (percent).

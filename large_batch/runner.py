@@ -202,7 +202,7 @@ class Runner:
             self._load(file, wait=True)  # a file that is none shows before hours of work
         trainings = trajectories([*recipes, *(end for end in ends if isinstance(end, Recipe))])
         to_train = {longest: samples for longest in trainings if (samples := self._to_train(longest, trainings))}
-        done = {item: found for item in asked if (found := self._stored(item))}
+        done = self.stored(asked)
         train, test = len(self.minimizers.data.x_train), len(self.minimizers.data.x_test)
         costs = {item: 0 if item in done else item[0].cost(train, test) for item in asked}
         if self.minimizers.replicas.chief:
@@ -222,6 +222,10 @@ class Runner:
 
             results = leave_busy_for_last([*to_train, *dict.fromkeys(asked)], do, self.wait)
         return {item: results[item] for item in asked}
+
+    def stored(self, asked: Sequence[Item]) -> dict[Item, Measured]:
+        """Return those measurements that are stored, and not to be made anew."""
+        return {item: found for item in asked if (found := self._stored(item))}
 
     def _to_train(self, longest: Recipe, trainings: dict[Recipe, list[int]]) -> int:
         """Return the samples still to be trained for the iterates of a training, 0 if all of them are stored."""

@@ -63,9 +63,8 @@ def solution_table(solutions: Sequence[Solution], published: dict[tuple[str, int
 
 def accuracy_cells(network: str, minimizer: str) -> list[str]:
     """Return Table 2's test accuracy and Table 3's sharpness of the paper's SB or LB minimizer."""
-    side = {"SB": "small", "LB": "large"}[minimizer]
-    sharpness = [getattr(paper.TABLE_3[network, epsilon], side) for epsilon in paper.EPSILONS]
-    return list(map(str, [getattr(paper.TABLE_2[network], f"test_{side}"), *sharpness]))
+    sharpness = [paper.published(network, minimizer, "sharpness", "full", epsilon) for epsilon in paper.EPSILONS]
+    return list(map(str, [paper.published(network, minimizer, "test_accuracy"), *sharpness]))
 
 
 def settings_of(measured: Measured) -> tuple[str, str, float, str, str]:
@@ -125,8 +124,7 @@ def published(measured: Measured, minimizer: str) -> Spread | None:
     at = measured.measurement
     if at.dimension not in (None, DIMENSION) or at.measure != "keskar" or at.rescale != 1:
         return None
-    row = (paper.TABLE_3 if at.space == "full" else paper.TABLE_4).get((at.network, at.epsilon))
-    return {"SB": row.small, "LB": row.large}.get(minimizer) if row else None
+    return paper.published(at.network, minimizer, "sharpness", at.space, at.epsilon)
 
 
 def _ratio(small: Spread | None, large: Spread | None) -> str:
