@@ -36,7 +36,7 @@ class Claim:
         return f"Claim:   {self.claim}\nRule:    {self.rule}\nFound:   {self.found}\nVerdict: {self.verdict}"
 
 
-def _unclear(high: Sequence[float], low: Sequence[float], spread: float | None) -> str:
+def unclear(high: Sequence[float], low: Sequence[float], spread: float | None) -> str:
     """Return why it is open whether the trials of `high` lie above those of `low`; empty if they clearly do.
 
     `spread` is the deviation over seeds that is known from other runs, for the comparison of single trials.
@@ -88,7 +88,7 @@ def early_stopping(small: list[list[float]], large: list[list[float]], spread: f
         "LB's best accuracy, smoothed over a fifth of the epochs, exceeds that at the end, the mean of the last fifth, "
         f"by less than half of the gap between SB and LB, and {CLEAR}.",
         found,
-        _unclear(ends["SB"], ends["LB"], spread) or (HOLDS if lost < gap / 2 else CONTRADICTED),
+        unclear(ends["SB"], ends["LB"], spread) or (HOLDS if lost < gap / 2 else CONTRADICTED),
     )
 
 
@@ -292,14 +292,14 @@ def warm_starts(
         if (known & early).any() and (known & late).any():
             falls[epsilon] = _geometric_mean(values[known & late]) / _geometric_mean(values[known & early])
     # The claim is that late starts help where early ones do not; the sharpness goes with it
-    if verdict := _unclear(small, large, spread):
+    if verdict := unclear(small, large, spread):
         pass
     elif not early.any():
         verdict = f"{OPEN}: there is no warm start in the first tenth of the SB epochs"
     elif gain_late <= gap / 2:
         verdict = f"{CONTRADICTED}: late ones do not help"
-    elif unclear := _unclear(accuracies[late], accuracies[early], spread):
-        verdict = f"{CONTRADICTED}: early ones help as well" if gain_early > gap / 2 else unclear
+    elif open_still := unclear(accuracies[late], accuracies[early], spread):
+        verdict = f"{CONTRADICTED}: early ones help as well" if gain_early > gap / 2 else open_still
     elif gain_early > gap / 2:
         verdict = f"{DIRECTION}: late ones help more, but early ones help, too"
     elif not falls:
@@ -334,8 +334,8 @@ def switching(
     """
     ends = {regime: [final(curve) for curve in trials] for regime, trials in curves.items()}
     gap, gain = (float(np.mean(ends[regime]) - np.mean(ends["LB"])) for regime in ("SB", "growing"))
-    if not (verdict := _unclear(ends["SB"], ends["LB"], spread)):
-        verdict = CONTRADICTED if gain <= gap / 2 else _unclear(ends["growing"], ends["LB"], spread) or HOLDS
+    if not (verdict := unclear(ends["SB"], ends["LB"], spread)):
+        verdict = CONTRADICTED if gain <= gap / 2 else unclear(ends["growing"], ends["LB"], spread) or HOLDS
     found = ", ".join(f"{regime} {_percent(values)}" for regime, values in ends.items())
     if gap > 0:
         found += f": the growing batch closes {100 * gain / gap:.0f} % of the gap"

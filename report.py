@@ -1,0 +1,167 @@
+"""The reproduction on one page: every claim and every table beside ours, every figure, and how each number was made.
+
+Reads results/ and Figures/ only and writes REPORT.md and Figures/report.html, which needs no other file.
+
+    python report.py
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from large_batch import cli, ledger, paper, store
+from large_batch.cli import setting
+from large_batch.ledger import NOT_RUN, Line, Result
+
+NETWORKS = ("F1", "F2", "C1", "C2", "C3", "C4")
+TITLE = "Large-batch training and sharp minima: the reproduction"
+STYLE = """
+:root { color-scheme: light dark; --edge: #8886; --soft: #8881; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: auto; padding: 1rem; overflow-wrap: break-word; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.9rem; margin: 1rem 0; }
+th, td { border: 1px solid var(--edge); padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
+th { background: var(--soft); }
+img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
+code { background: var(--soft); border-radius: 3px; padding: 0 0.2rem; }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The flags."""
+
+    result_dir: str = setting("results", "Where the numbers are.", group="Folders")
+    figure_dir: str = setting("Figures", "Where the figures are, and the page goes.", group="Folders")
+    report: str = setting("REPORT.md", "Where the text goes.", group="Folders")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; the first row is its head."""
+    lines = [f"| {' | '.join(cell.replace('|', '/') or ' ' for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def claims(lines: Sequence[Line]) -> str:
+    """Return the ledger: claims with a result first say what it is, networks without one share a line."""
+    rows = [["claim", "where", "network", "published", "ours", "verdict", "from"]]
+    for claim in dict.fromkeys((line.claim, line.source) for line in lines):
+        own = [line for line in lines if (line.claim, line.source) == claim]
+        for line in own:
+            if line.result:
+                link = f"[{line.result.command}](#{anchor(line.result)})"
+                rows.append([*claim, line.network, line.published, line.found, f"**{line.verdict}**", link])
+        missing = [line.network for line in own if not line.result]
+        if missing:
+            rows.append([*claim, ", ".join(missing), "", "", NOT_RUN, ""])
+    return table(rows)
+
+
+def anchor(result: Result) -> str:
+    """Return the name of a result's heading."""
+    return re.sub(r"[^a-z0-9_ -]", "", result.path.stem.lower()).replace(" ", "-")
+
+
+def tables(results: Sequence[Result]) -> str:
+    """Return the paper's tables side by side, of each network's longest trainings."""
+    parts, seen = [], set()
+    for result in results:
+        for name in dict.fromkeys(row["table"] for row in result.content.get("rows", ())):
+            if result.script != "paper_tables" or not result.usual or (result.network, name) in seen:
+                continue
+            seen.add((result.network, name))
+            rows = [["minimizer", "quantity", "space", "epsilon", "ours", "paper", "verdict"]]
+            for row in (row for row in result.content["rows"] if row["table"] == name):
+                known = [value for value in row["values"] if value is not None]
+                spreads = [str(paper.Spread.of(known)) if known else "-"]
+                spreads.append(str(paper.Spread(**row["paper"])) if row["paper"] else "-")
+                place = [
+                    row["minimizer"],
+                    row["quantity"].replace("_", " "),
+                    row["space"] or "",
+                    f"{row['epsilon'] or ''}",
+                ]
+                rows.append([*place, *spreads, row["verdict"]])
+            heading = f"Table {name}" if name.isdigit() else name.capitalize()
+            parts.append(f"### {heading}, {result.network}, {result.training}\n\n{table(rows)}")
+    return "\n\n".join(parts) or "None yet."
+
+
+def figures(results: Sequence[Result], report: Path) -> str:
+    """Return all figures, each with its command; the original's curves are behind ours where they exist."""
+    parts = []
+    for result in results:
+        for path in result.figures:
+            link = quote(str(path if path.is_absolute() else Path(path).relative_to(report.parent)))
+            words = f"{result.script.replace('_', ' ')} of {result.network}, {result.training}"
+            parts.append(f"### {path.stem}\n\n![{words}]({link})\n\n`python {result.command}`")
+    return "\n\n".join(parts)
+
+
+def origins(results: Sequence[Result]) -> str:
+    """Return how each number was made."""
+    parts = []
+    for result in results:
+        origin = result.content["provenance"]
+        packages = ", ".join(f"{name} {version}" for name, version in origin["packages"].items())
+        lines = [
+            f"`python {result.command}`",
+            f"- trained: {result.training}; this command itself took {origin['wall_seconds'] / 60:.1f} min, "
+            f"finished {origin['finished']}",
+            f"- commit {origin['commit'][:12]}; {packages}; Python {origin['python']}",
+            f"- {origin['machine']}; {origin.get('processor', 'processor unknown')}",
+            f"- numbers: [{result.path.name}]({quote(str(result.path))})",
+        ]
+        parts.append("\n".join([f"### {result.path.stem}", "", lines[0], "", *lines[1:]]))
+    return "\n\n".join(parts)
+
+
+def text(results: Sequence[Result], report: Path) -> str:
+    """Return the report in Markdown."""
+    networks = [name for name in NETWORKS if any(result.network == name for result in results)]
+    current = [result for result in results if "environment" in result.content["provenance"]]
+    sections = {
+        "Claims": claims(ledger.ledger(current, networks)),
+        "Tables": tables(current),
+        "Figures": figures(current, report),
+        "How each number was made": origins(current),
+    }
+    start = (
+        f"# {TITLE}\n\nMade by `python report.py` from `results/`. The commands print the rules of the verdicts. SB "
+        "is small-batch, LB large-batch training. Sharpness is Metric 2.1 in percent, ± the deviation over trials."
+    )
+    return "\n\n".join([start, *(f"## {name}\n\n{body}" for name, body in sections.items())]) + "\n"
+
+
+def page(markdown_text: str, report: Path) -> str:
+    """Return the report as one HTML page, the figures within it."""
+    import markdown
+
+    body = markdown.markdown(markdown_text, extensions=["tables", "toc"])
+
+    def embedded(match: re.Match) -> str:
+        data = base64.b64encode((report.parent / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    body = re.sub(r'src="([^":]+\.png)"', embedded, body)
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{TITLE}</title><style>{STYLE}</style>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+
+
+def main(settings: Settings) -> None:
+    """Read the results and write the text and the page."""
+    report, folder = Path(settings.report), Path(settings.figure_dir)
+    markdown_text = text(ledger.read(Path(settings.result_dir), folder), report)
+    for path, content in ((report, markdown_text), (folder / "report.html", page(markdown_text, report))):
+        with store.writing(path) as temporary:
+            temporary.write_text(content)
+        print(path)
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)

@@ -1,0 +1,81 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import report
+from large_batch import claims, ledger
+
+ROOT = Path(__file__).parent.parent
+PROVENANCE = json.loads((ROOT / "results" / "F1.json").read_text())["provenance"]
+SETTINGS = {"network": "F1", "definition": "repository", "epochs": 100, "seed": 0, "trials": 3}
+
+
+def planted(folder, name, command, rows=(), **content):
+    """Write what a command would."""
+    content |= {"problem": {"network": "F1"}, "settings": SETTINGS, "provenance": PROVENANCE | {"command": command}}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    header = "minimizer,batch_size,epochs,warm_start_epochs,seed,quantity,space,epsilon,trial,value"
+    (folder / f"{name}.csv").write_text("\n".join([header, *rows]))
+
+
+def accuracies(minimizer, values):
+    return [f"{minimizer},1,100,,{seed},test_accuracy,,,,{value}" for seed, value in enumerate(values)]
+
+
+def sharpness(minimizer, epsilon, values):
+    return [f"{minimizer},1,100,,{seed},sharpness,full,{epsilon},,{value}" for seed, value in enumerate(values)]
+
+
+def verdicts(folder):
+    lines = ledger.ledger(ledger.read(folder, folder), ["F1"])
+    return {(line.source, line.found[:14] if "epsilon" in line.found else ""): line.verdict for line in lines}
+
+
+def test_the_ledger_judges_what_is_there(tmp_path):
+    assert set(verdicts(tmp_path).values()) == {ledger.NOT_RUN}
+    early = vars(claims.early_stopping([[80.0, 81.0]] * 2, [[70.0, 71.0]] * 2))
+    planted(tmp_path, "a", "training_curves.py -n F1", claims=[early])
+    rows = accuracies("SB", [98.0, 98.1, 98.2]) + accuracies("LB", [97.0, 97.1, 97.2])
+    rows += accuracies("LB conservative", [97.9, 98.0, 98.1]) + accuracies("LB stability", [97.0, 97.1, 97.1])
+    rows += accuracies("LB adversarial", [98.0, 97.9, 98.1])
+    rows += sharpness("SB", 0.001, [1, 2, 1.5]) + sharpness("LB", 0.001, [100, 200, 150])
+    rows += sharpness("SB", 0.0005, [100, 200, 150]) + sharpness("LB", 0.0005, [1, 2, 1.5])
+    planted(tmp_path, "b", "paper_tables.py -n F1", rows)
+    found = verdicts(tmp_path)
+    assert found["Table 2", ""] == found["Section 2.2, Figure 2", ""] == found["Table 7", ""] == claims.HOLDS
+    assert found["Table 3", "epsilon 0.001:"] == claims.HOLDS
+    assert found["Table 3", "epsilon 0.0005"] == claims.CONTRADICTED
+    assert found["Table 4", ""] == ledger.NOT_RUN
+    robust = [line.verdict for line in ledger.ledger(ledger.read(tmp_path, tmp_path), ["F1"]) if "E.3" in line.source]
+    assert robust == [claims.CONTRADICTED, claims.HOLDS]
+
+
+def test_numbers_of_other_settings_do_not_stand_beside_the_papers(tmp_path):
+    rows = accuracies("SB", [98.0, 98.1]) + accuracies("LB", [97.0, 97.1])
+    planted(tmp_path, "a", "paper_tables.py -n F1", rows)
+    content = json.loads((tmp_path / "a.json").read_text())
+    for other in ({"definition": "paper"}, {"dataset": "digits"}, {"precision": "bfloat16"}, {"iterations": 30}):
+        (tmp_path / "a.json").write_text(json.dumps(content | {"settings": SETTINGS | other}))
+        assert verdicts(tmp_path)["Table 2", ""] == ledger.NOT_RUN
+
+
+def test_the_committed_report_is_that_of_the_committed_results(tmp_path):
+    for folder in ("results", "Figures"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    text = report.text(ledger.read(ROOT / "results", ROOT / "Figures"), ROOT / "REPORT.md")
+    assert text.replace(f"{ROOT}/", "") == (ROOT / "REPORT.md").read_text()
+    html = report.page((ROOT / "REPORT.md").read_text(), ROOT / "REPORT.md")
+    sources = re.findall(r'<img[^>]*alt="([^"]+)"[^>]*src="([^"]+)"', html)
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for _, source in sources), "the page needs no other file"
+    assert len(sources) == html.count("<img"), "each has an alternative text"
+    for link in re.findall(r'href="#([^"]+)"', html):
+        assert f'id="{link}"' in html
+
+
+@pytest.mark.parametrize("cell", ["a|b", ""])
+def test_a_cell_does_not_break_a_table(cell):
+    assert report.table([["h", "k"], [cell, "1"]]).splitlines()[2].count("|") == 3
