@@ -131,19 +131,25 @@ class PairSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSettings(Settings):
-    """Those of a script that repeats trainings and measures the sharpness of each minimizer."""
+class RepeatedSettings(Settings):
+    """Those of a script that repeats trainings."""
 
     trials: int = setting(1, "Trainings of each kind, with seeds from --seed on.", "t{}", least=1, most=10_000)
-    sharpness_samples: int | None = setting(
-        None, "Training samples over which sharpness is measured, the first ones; default: all.", "n{}", least=1
-    )
-    iterations: int = setting(10, "Iterations of L-BFGS-B for each sharpness.", "i{}", least=1, most=10**6)
 
     @property
     def seeds(self) -> range:
         """Of the trials."""
         return range(self.seed, self.seed + self.trials)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSettings(RepeatedSettings):
+    """Those of a script that measures the sharpness of each minimizer, too."""
+
+    sharpness_samples: int | None = setting(
+        None, "Training samples over which sharpness is measured, the first ones; default: all.", "n{}", least=1
+    )
+    iterations: int = setting(10, "Iterations of L-BFGS-B for each sharpness.", "i{}", least=1, most=10**6)
 
     def resolve(self, network: Any, samples: int) -> TrialSettings:
         """Fill in the samples of sharpness."""

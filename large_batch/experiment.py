@@ -13,7 +13,7 @@ from typing import Any
 
 from large_batch import datasets, distribution, figures, paper, store, tables
 from large_batch.claims import Claim
-from large_batch.cli import Settings, TrialSettings
+from large_batch.cli import RepeatedSettings, Settings
 from large_batch.datasets import DataSet
 from large_batch.errors import BusyError, UserError
 from large_batch.measurements import EvaluationRequest, Measured, SharpnessRequest, Solution, Value
@@ -228,7 +228,7 @@ class Experiment:
 
     def title(self, what: str, sharpness: bool = True) -> str:
         """Return a heading of two lines for a figure or table, with or without sharpness in it."""
-        settings, several = self.settings, isinstance(self.settings, TrialSettings)
+        settings, several = self.settings, isinstance(self.settings, RepeatedSettings)
         if sharpness and self.sharpness_samples:
             what += f", sharpness over the first {self.sharpness_samples:,} samples"
         seeds = f"{settings.trials} trials" if several and settings.trials > 1 else f"seed {settings.seed}"

@@ -258,6 +258,48 @@ def rescaling(results: dict[str, list], title: str) -> Figure:
     return figure
 
 
+def performance_model(
+    batch_ratio: float,
+    efficiency: float,
+    ratios: Sequence[float] = (),
+    over_accuracies: Sequence[tuple[list, list]] = (),
+    title: str = "",
+) -> Figure:
+    """Draw Appendix C: the I_L / I_S below which LB is faster against the parallel efficiency of SB.
+
+    Args:
+        batch_ratio: B_S / B_L.
+        efficiency: The efficiency at which the bound is marked.
+        ratios: Our own I_L / I_S, one a trial.
+        over_accuracies: For a second panel, test accuracies (percent) and I_L / I_S to each, one pair a trial.
+        title: Of the figure.
+    """
+    figure = Figure(figsize=(10.4 if over_accuracies else 6.4, 4.8), layout="constrained")
+    left, *right = np.atleast_1d(figure.subplots(1, 2 if over_accuracies else 1))
+    shares = np.linspace(0.02, 1, 200)
+    left.plot(shares, batch_ratio / shares, color=LOSS, lw=1.6, label=f"bound, $B_S / B_L$ = {batch_ratio:.3g}")
+    left.fill_between(shares, batch_ratio / shares, color=LOSS_MUTED, alpha=0.4, lw=0)
+    left.plot([efficiency], [batch_ratio / efficiency], "o", color=LOSS, label=f"at $f_S(P)$ = {efficiency:g}")
+    for number, ratio in enumerate(ratios):
+        left.axhline(ratio, color=ACCURACY, lw=1, ls="--", label=None if number else "found")
+    left.annotate("LB is faster", (0.04, 0.06), xycoords="axes fraction", color=LOSS)
+    left.set_xlim(0, 1)
+    left.set_ylim(bottom=0.8 * min([batch_ratio, *ratios]))
+    left.set_xlabel("Parallel efficiency of SB, $f_S(P)$")
+    for axes in right:
+        for accuracies, found in over_accuracies:
+            axes.plot(accuracies, found, "-o", color=ACCURACY, ms=3, lw=0.9)
+        axes.axhline(batch_ratio / efficiency, color=LOSS, lw=1.2, label=f"bound at $f_S(P)$ = {efficiency:g}")
+        axes.set_xlabel("Testing Accuracy (%)")
+    for axes in (left, *right):
+        axes.set_ylabel("$I_L / I_S$")
+        _logarithmic(axes)
+        axes.legend(frameon=False, fontsize="small")
+        _grid(axes)
+    figure.suptitle(title, fontsize="large")
+    return figure
+
+
 def _logarithmic(axes: Axes) -> None:
     """Make the vertical axis logarithmic, its labels plain numbers; where nothing is resolved it has no scale."""
     if not any(len(line.get_ydata()) for line in axes.lines):
