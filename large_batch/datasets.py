@@ -1,7 +1,8 @@
 """The data sets: five known ones and your own .npz files, checked and brought into the shape of a network's input.
 
 A known set is looked for in `<data_dir>/<name>.npz`, which is the project's own cache and also how a user brings a
-file, and then in the sources of `dataset_sources`. Whatever the source, the arrays are the same bytes.
+file, then among the published files in that folder (`archives`), and then in the sources of `dataset_sources`. Whatever
+the source, the arrays are the same bytes.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import re
 import sys
 import textwrap
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -17,7 +19,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import psutil
 
-from large_batch import dataset_sources, store
+from large_batch import archives, dataset_sources, store
 from large_batch.dataset_sources import Arrays
 from large_batch.errors import MachineError, UserError
 
@@ -112,6 +114,8 @@ def load(name: str, data_dir: str | Path) -> DataSet:
         data = _from_file(path, kind)
     elif name == "timit":
         raise UserError(f"TIMIT is licensed and cannot be fetched; put your own at {path}: {_wanted(kind)}.")
+    elif published := archives.find(name, path.parent):
+        data = _from_published(*published, kind)
     else:
         data = _fetched(path, kind)
     print(f"{data.name}: {data.source}", file=sys.stderr)
@@ -133,6 +137,15 @@ def _from_file(path: Path, kind: Kind | None) -> DataSet:
     except ValueError as error:
         remedy = "delete it or put the right file there" if kind else f"it should be {_wanted(kind)}"
         raise UserError(f"{path} cannot be used: {error}; {remedy}.") from error
+
+
+def _from_published(path: Path, read: Callable[[], Arrays], kind: Kind) -> DataSet:
+    try:
+        return _data_set(read(), kind, f"file {path}")
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes the libraries raise nearly anything
+        raise UserError(f"{path} cannot be used: {_short(error)}; delete it or put the right file there.") from error
 
 
 def _read(path: Path, kind: Kind | None) -> Arrays:
