@@ -6,6 +6,7 @@ archives hold the same images in the same order. MNIST's files are checked as ar
 
 import gzip
 import hashlib
+import math
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -100,9 +101,9 @@ def _idx(path: Path) -> np.ndarray:
     """The array of bytes in an IDX file: two zeros, the type, the rank, the sizes, all big-endian, and the bytes."""
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         content = file.read(LARGEST_IDX)
-    rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
-    shape = np.frombuffer(content[4 : 4 + 4 * rank], ">u4").tolist()
-    values = np.frombuffer(content[4 + 4 * rank :], np.uint8)
-    if not rank or len(shape) < rank or values.size != np.prod(shape, dtype=float):
-        raise ValueError(f"{path.name} is no whole IDX file of bytes")
-    return values.reshape(shape)
+    start = 4 + 4 * int.from_bytes(content[3:4])  # of the values
+    if content[:3] == b"\0\0\x08" and len(content) >= start > 4:
+        shape = np.frombuffer(content[4:start], ">u4")
+        if len(content) - start == math.prod(shape.tolist()):
+            return np.frombuffer(content[start:], np.uint8).reshape(shape)
+    raise ValueError(f"{path.name} is no whole IDX file of bytes")

@@ -46,26 +46,35 @@ def accept(monkeypatch, path, name):
     monkeypatch.setitem(archives.ARCHIVES[name], path.name, archives.ARCHIVES[name][path.name]._replace(md5=md5))
 
 
-def test_cifar10_in_both_versions(tmp_path, monkeypatch, real):
-    """All of it, which ends at the published digest."""
-    data, tenth = real["cifar10"], 10_000
-    halves = [(data.x_train[i : i + tenth], data.y_train[i : i + tenth]) for i in range(0, 50_000, tenth)]
-    halves.append((data.x_test, data.y_test))
-    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    pickles = {
-        name: pickle.dumps({b"data": rows(x), b"labels": y.tolist()})
-        for name, (x, y) in zip(names, halves, strict=True)
+def test_all_of_cifar10(tmp_path, monkeypatch, real):
+    """It ends at the published digest."""
+    data, path, tenth = real["cifar10"], tmp_path / "cifar-10-binary.tar.gz", 10_000
+    files = {
+        f"data_batch_{i + 1}.bin": binary(
+            *(array[i * tenth : (i + 1) * tenth] for array in (data.x_train, data.y_train))
+        )
+        for i in range(5)
     }
-    binaries = {f"{name}.bin": binary(x, y) for name, (x, y) in zip(names, halves, strict=True)}
-    for file, folder, content in (
-        ("cifar-10-python.tar.gz", "cifar-10-batches-py", pickles),
-        ("cifar-10-binary.tar.gz", "cifar-10-batches-bin", binaries),
-    ):
-        write_tar(tmp_path / file, folder, content)
-        accept(monkeypatch, tmp_path / file, "cifar10")
-        loaded = datasets.load("cifar10", tmp_path)
-        assert (loaded.digest, loaded.source) == (data.digest, f"file {tmp_path / file}")
-        (tmp_path / file).unlink()
+    write_tar(path, "cifar-10-batches-bin", files | {"test_batch.bin": binary(data.x_test, data.y_test)})
+    accept(monkeypatch, path, "cifar10")
+    loaded = datasets.load("cifar10", tmp_path)
+    assert (loaded.digest, loaded.source) == (data.digest, f"file {path}")
+
+
+def test_cifar10_in_pickles(tmp_path, monkeypatch):
+    x, path = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8), tmp_path / "cifar-10-python.tar.gz"
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    content = {
+        name: pickle.dumps({b"data": rows(x[2 * i : 2 * i + 2]), b"labels": [i, 9]}) for i, name in enumerate(names)
+    }
+    write_tar(path, "cifar-10-batches-py", content)
+    accept(monkeypatch, path, "cifar10")
+    found, read = archives.find("cifar10", tmp_path)
+    arrays = read()
+    assert found == path
+    np.testing.assert_array_equal(arrays.x_train, x[:10])
+    np.testing.assert_array_equal(arrays.y_train, [0, 9, 1, 9, 2, 9, 3, 9, 4, 9])
+    np.testing.assert_array_equal(arrays.x_test, x[10:])
 
 
 def test_cifar100_has_the_fine_labels(tmp_path, monkeypatch):
