@@ -1,11 +1,13 @@
-"""The paper's networks as Keras 3 models that output logits (Table 1, Appendix B).
+"""The paper's networks as Keras 3 models that output logits (Table 1, Appendix B), and VGG11.
 
-`python network_zoo.py` prints the table of networks. Each exists in two definitions where the two differ:
+`python network_zoo.py` prints the table of networks. The paper's exist in two definitions where the two differ:
 
 - "repository", the code the authors released, as Keras 1 ran it with Theano: C1/C3 convolve with stride 1; C2/C4 drop
   30-40 % between convolutions and 50 % before and after the dense layer; all pool with a border of one pixel before the
   first row and column (and one after the last, where the window is of three).
 - "paper", Appendix B: C1/C3 convolve with stride 2; C2/C4 drop only at the dense layer; all pool as TensorFlow does.
+
+VGG11 is of the PyTorch folder of the authors' code only.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from large_batch.layers import BatchStatisticsNormalization, Dropout
 from large_batch.networks import DEFINITIONS, PRECISIONS, Network, find
 
 Layers = list[keras.layers.Layer]
+Start = Callable[..., keras.initializers.Initializer]  # from a seed to how kernels start
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class Parts:
     definition: str
     seeds: Iterator[int]
     dtype: keras.DTypePolicy
+    start: Start = keras.initializers.GlorotUniform
 
-    def _kernel(self) -> dict:
-        return {"kernel_initializer": keras.initializers.GlorotUniform(seed=next(self.seeds)), "dtype": self.dtype}
+    def _kernel(self, start: Start | None = None) -> dict:
+        return {"kernel_initializer": (start or self.start)(seed=next(self.seeds)), "dtype": self.dtype}
 
     def _activation(self) -> Layers:
         return [BatchStatisticsNormalization(dtype=self.dtype), keras.layers.ReLU(dtype=self.dtype)]
@@ -38,8 +42,12 @@ class Parts:
     def dense(self, units: int) -> Layers:
         return [keras.layers.Dense(units, **self._kernel()), *self._activation()]
 
-    def conv(self, filters: int, size: int, stride: int = 1) -> Layers:
-        convolution = keras.layers.Conv2D(filters, size, strides=stride, padding="same", **self._kernel())
+    def plain_dense(self, units: int) -> Layers:
+        """A dense layer without batch normalisation."""
+        return [keras.layers.Dense(units, activation="relu", **self._kernel())]
+
+    def conv(self, filters: int, size: int, stride: int = 1, start: Start | None = None) -> Layers:
+        convolution = keras.layers.Conv2D(filters, size, strides=stride, padding="same", **self._kernel(start))
         return [convolution, *self._activation()]
 
     def pool(self, size: int) -> Layers:
@@ -100,12 +108,40 @@ def deep_convolutional(parts: Parts) -> Layers:
     return [*layers, *parts.dense(512), *parts.drop(0.5)]
 
 
-def classifier(hidden_layers: Callable[[Parts], Layers]) -> Callable[..., keras.Model]:
+def he_fan_out(seed: int) -> keras.initializers.Initializer:
+    """Return how the authors' VGG11 starts convolutions: normal, variance 2 over what a channel feeds."""
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=seed)
+
+
+def narrow(seed: int) -> keras.initializers.Initializer:
+    """Return how the authors' VGG11 starts dense kernels: normal, deviation 0.01."""
+    return keras.initializers.RandomNormal(stddev=0.01, seed=seed)
+
+
+def vgg11(parts: Parts) -> Layers:
+    """VGG11-BN as in the PyTorch folder of the authors' code, with the batch statistics of all networks here.
+
+    PyTorch pools 2x2 windows that begin at 0, on 32, 16, 8, 4 and 2 pixels, as TensorFlow does.
+    """
+    layers = []
+    for filters in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+        for width in filters:
+            layers += parts.conv(width, 3, start=he_fan_out)
+        layers += [keras.layers.MaxPooling2D(2, dtype=parts.dtype)]
+    layers += parts.flatten()
+    for _ in range(2):
+        layers += [*parts.drop(0.5), *parts.plain_dense(4096)]
+    return layers
+
+
+def classifier(
+    hidden_layers: Callable[[Parts], Layers], start: Start = keras.initializers.GlorotUniform
+) -> Callable[..., keras.Model]:
     """Return the builder of a network of these hidden layers and a dense layer of logits (see `Network`)."""
 
     def build(network: Network, definition: str, classes: int, seed: int, precision: str) -> keras.Model:
         seeds = iter(np.random.SeedSequence(seed).generate_state(256).tolist())
-        parts = Parts(definition, seeds, keras.DTypePolicy(PRECISIONS[precision]))
+        parts = Parts(definition, seeds, keras.DTypePolicy(PRECISIONS[precision]), start)
         layers = [*hidden_layers(parts), *parts.logits(classes)]
         return keras.Sequential([keras.Input(network.input_shape), *layers], name=network.name)
 
@@ -123,12 +159,13 @@ NETWORKS = {
         Network("C2", classifier(deep_convolutional), "cifar10", (32, 32, 3), 10, **POOLED),
         Network("C3", classifier(shallow_convolutional), "cifar100", (32, 32, 3), 100, **POOLED),
         Network("C4", classifier(deep_convolutional), "cifar100", (32, 32, 3), 100, **POOLED),
+        Network("VGG11", classifier(vgg11, narrow), "cifar10", (32, 32, 3), 10, definitions=DEFINITIONS[:1]),
     )
 }
 
 
 def get(name: str) -> Network:
-    """Return the network called `name` (F1, F2, C1-C4), or a user's own (`large_batch.networks.find`)."""
+    """Return the network called `name` (F1, F2, C1-C4, VGG11), or a user's own (`large_batch.networks.find`)."""
     return find(name, NETWORKS)
 
 
@@ -137,10 +174,12 @@ def main() -> None:
     row = "{:8} {:9} {:12} {:>7} {:>21} {:>16}".format
     print(row("network", "data set", "input", "classes", *(f"weights ({name})" for name in DEFINITIONS)))
     for network in NETWORKS.values():
-        models = [network.build(definition) for definition in DEFINITIONS]
-        weights = [sum(prod(variable.shape) for variable in model.trainable_variables) for model in models]
+        weights = ["-"] * len(DEFINITIONS)
+        for definition in network.definitions:
+            variables = network.build(definition).trainable_variables
+            weights[DEFINITIONS.index(definition)] = f"{sum(prod(variable.shape) for variable in variables):,}"
         shape = " x ".join(map(str, network.input_shape))
-        print(row(network.name, network.dataset, shape, network.classes, *(f"{count:,}" for count in weights)))
+        print(row(network.name, network.dataset, shape, network.classes, *weights))
     print("small batch: 256 samples; large batch: 10 % of the training set")
 
 

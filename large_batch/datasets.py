@@ -1,7 +1,8 @@
 """The data sets: five known ones and your own .npz files, checked and brought into the shape of a network's input.
 
 A known set is looked for in `<data_dir>/<name>.npz`, which is the project's own cache and also how a user brings a
-file, and then in the sources of `dataset_sources`. Whatever the source, the arrays are the same bytes.
+file, then among the published files in that folder (`archives`), and then in the sources of `dataset_sources`. Whatever
+the source, the arrays are the same bytes.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import re
 import sys
 import textwrap
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -17,7 +19,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import psutil
 
-from large_batch import dataset_sources, store
+from large_batch import archives, dataset_sources, store, timit
 from large_batch.dataset_sources import Arrays
 from large_batch.errors import MachineError, UserError
 
@@ -26,8 +28,9 @@ from large_batch.errors import MachineError, UserError
 class DataSet:
     """A classification data set in memory.
 
-    x_*: uint8 pixels 0..255 or float32 features, (n, ...); y_*: int32 labels 0..classes-1, (n,).
-    digest: SHA-256 (hex) of the four arrays as loaded, before any reshaping; source: where they came from, in a phrase.
+    x_*: uint8 pixels 0..255 or float32 features, (n, ...), or int32 windows of `frames`, (n, 9), whose numbers are the
+    features; y_*: int32 labels 0..classes-1, (n,). digest: SHA-256 (hex) of the arrays as loaded, before any reshaping;
+    source: where they came from, in a phrase.
     """
 
     name: str
@@ -38,6 +41,7 @@ class DataSet:
     classes: int
     digest: str
     source: str
+    frames: timit.Frames | None = None
 
     def reshape_to(self, input_shape: tuple[int, ...]) -> "DataSet":
         """Return the same data with samples of `input_shape`; the digest stays.
@@ -50,8 +54,10 @@ class DataSet:
         Raises:
             UserError: The samples do not match the network's input.
         """
-        shape = self.x_train.shape[1:]
-        if math.prod(shape) == math.prod(input_shape):
+        shape = (self.frames.width,) if self.frames else self.x_train.shape[1:]
+        if self.frames and shape == tuple(input_shape):
+            return self
+        if not self.frames and math.prod(shape) == math.prod(input_shape):
             x_train, x_test = (x.reshape(-1, *input_shape) for x in (self.x_train, self.x_test))
         elif self.name == "digits" and shape == (8, 8) and min(_canvas(input_shape)) >= 8:
             x_train, x_test = (_enlarged(x, input_shape) for x in (self.x_train, self.x_test))
@@ -111,7 +117,9 @@ def load(name: str, data_dir: str | Path) -> DataSet:
     elif _exists(path):
         data = _from_file(path, kind)
     elif name == "timit":
-        raise UserError(f"TIMIT is licensed and cannot be fetched; put your own at {path}: {_wanted(kind)}.")
+        data = _from_kaldi(path, kind)
+    elif published := archives.find(name, path.parent):
+        data = _from_published(*published, kind)
     else:
         data = _fetched(path, kind)
     print(f"{data.name}: {data.source}", file=sys.stderr)
@@ -133,6 +141,36 @@ def _from_file(path: Path, kind: Kind | None) -> DataSet:
     except ValueError as error:
         remedy = "delete it or put the right file there" if kind else f"it should be {_wanted(kind)}"
         raise UserError(f"{path} cannot be used: {error}; {remedy}.") from error
+
+
+def _from_kaldi(path: Path, kind: Kind) -> DataSet:
+    if not timit.is_there(path.parent):
+        raise UserError(
+            f"TIMIT is licensed and cannot be fetched; name a Kaldi directory with train/feats.scp and so on with "
+            f"--data_dir (see large_batch/timit.py), or put your own at {path}: {_wanted(kind)}."
+        )
+    try:
+        found = timit.load(path.parent)
+        classes = 1 + max(int(ids.max()) for ids in found.labels)
+        kind = kind._replace(shape=found.windows[0].shape[1:], dtype=np.int32, classes=classes)
+        pairs = zip(found.windows, found.labels, strict=True)
+        data = _data_set(Arrays(*(array for pair in pairs for array in pair)), kind, "")
+        digest = hashlib.sha256(data.digest.encode() + found.frames.numbers.tobytes()).hexdigest()
+        if not np.isfinite(found.frames.numbers).all():
+            raise ValueError("its features hold NaN or infinite values")
+    except (ValueError, OSError) as error:
+        raise UserError(f"The Kaldi directory {path.parent} cannot be used: {error}.") from error
+    source = f"Kaldi directory {path.parent}, {found.summary}; {classes:,} classes"
+    return replace(data, digest=digest, source=source, frames=found.frames)
+
+
+def _from_published(path: Path, read: Callable[[], Arrays], kind: Kind) -> DataSet:
+    try:
+        return _data_set(read(), kind, f"file {path}")
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes the libraries raise nearly anything
+        raise UserError(f"{path} cannot be used: {_short(error)}; delete it or put the right file there.") from error
 
 
 def _read(path: Path, kind: Kind | None) -> Arrays:

@@ -99,7 +99,13 @@ class Experiment:
     @property
     def as_published(self) -> bool:
         """Whether network and data are the paper's."""
-        return not self.network.own and self.known_data and self.data.name == self.network.dataset
+        name = self.network.name
+        return (
+            name in paper.TABLE_2
+            and not self.network.own
+            and self.known_data
+            and self.data.name == self.network.dataset
+        )
 
     @property
     def seed_spread(self) -> float | None:

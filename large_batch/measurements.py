@@ -70,7 +70,7 @@ class Objectives:
     def _objective(self, half: str, x: np.ndarray, y: np.ndarray, samples: int | None) -> Objective:
         key = half, min(samples or len(x), len(x))
         if key not in self._made:
-            settings = {"outputs": self._network.outputs, "replicas": self._replicas}
+            settings = {"outputs": self._network.outputs, "replicas": self._replicas, "frames": self._data.frames}
             self._made[key] = Objective(self._model, x[: key[1]], y[: key[1]], **settings)
         return self._made[key]
 

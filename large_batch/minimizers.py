@@ -231,7 +231,8 @@ class Minimizers:
         _add_origin(loop, origin)
         test = None
         if test_history:
-            test = Objective(self.build(recipe), data.x_test, data.y_test, outputs=loop.outputs, replicas=replicas)
+            settings = {"outputs": loop.outputs, "replicas": replicas, "frames": data.frames}
+            test = Objective(self.build(recipe), data.x_test, data.y_test, **settings)
 
         def evaluate(model: keras.Model) -> tuple[float, float]:
             test.take_state(model)

@@ -15,6 +15,7 @@ from large_batch.backend import keras, tf
 from large_batch.distribution import ALONE, Replicas
 from large_batch.errors import UserError
 from large_batch.layers import Outputs, cross_entropy, flat_weights, pixels
+from large_batch.timit import Frames
 
 __all__ = ["Evaluation", "Objective", "flat_weights", "read_weights", "write_weights"]
 
@@ -53,18 +54,20 @@ class Objective:
         chunk: int = CHUNK,
         outputs: Outputs = "logits",
         replicas: Replicas = ALONE,
+        frames: Frames | None = None,
     ):
         """Take a model from (m, ...) inputs to (m, classes) outputs, samples x and their labels y of shape (m,).
 
         `outputs` states what the model's outputs are: "logits", or the probabilities of a "softmax", of which the loss
         is finite too, but exact only as far as float32 holds a probability. Samples of type uint8 are taken as pixels
-        and scaled to [0, 1]. Raises `UserError` where samples, labels and outputs do not fit together, or the outputs
-        are evidently not what is stated.
+        and scaled to [0, 1], with `frames` as windows of these, which are spliced. Raises `UserError` where samples,
+        labels and outputs do not fit together, or the outputs are evidently not what is stated.
         """
         self.model = model
         self.samples = len(x)
         self.outputs = outputs
         self.replicas = replicas
+        self._inputs = frames.splice if frames else pixels
         self._check(x, y)
         self._recompute = layers.recomputes(model, -(-min(len(x), chunk) // replicas.count))
         self.take_state(model)
@@ -134,7 +137,7 @@ class Objective:
         if any(layer.compute_dtype not in ("float32", "float64") for layer in self.model.layers):
             raise UserError("The model must compute in float32: sharpness is finer than what half precision resolves.")
         try:
-            few = np.asarray(self.model(pixels(tf.constant(x[:32])), training=False))
+            few = np.asarray(self.model(self._inputs(tf.constant(x[:32])), training=False))
         except Exception as error:  # Keras raises nearly anything for samples of another shape or type
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"The model does not take samples of the shape {np.shape(x)[1:]}: {reason}") from error
@@ -155,9 +158,9 @@ class Objective:
         """Per-sample cross-entropy and logits of one chunk at the flat weights w."""
         weights = [tf.reshape(part, shape) for part, shape in zip(tf.split(w, self.sizes), self.shapes, strict=True)]
         if recompute:
-            outputs = layers.call_recomputing(self.model, weights, pixels(x))
+            outputs = layers.call_recomputing(self.model, weights, self._inputs(x))
         else:
-            outputs, _ = self.model.stateless_call(weights, state, pixels(x), training=False)
+            outputs, _ = self.model.stateless_call(weights, state, self._inputs(x), training=False)
         return cross_entropy(outputs, y, self.outputs)
 
     @tf.function

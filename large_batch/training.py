@@ -242,6 +242,7 @@ class TrainingLoop:
             chosen = order[(first + i) * batch : (first + i + 1) * batch]
             # Gathered here, so that a replica's device receives a batch and not the whole data set.
             x, y = tf.gather(self.x, chosen), tf.gather(self.y, chosen)
+            x = self.data.frames.splice(x) if self.data.frames else x
             of_step = self.replicas.reduce_sum(step, x, y, stop, steps_before + i)
             sums = sums.write(tf.cast(i, tf.int32), of_step)
         return sums.stack()

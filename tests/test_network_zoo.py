@@ -10,6 +10,7 @@ from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 from large_batch.layers import Dropout
 from large_batch.networks import Network, _architecture
+from large_batch.objective import Objective, flat_weights
 
 # Trainable weights of the repository and of the paper definition.
 TRAINABLE = {
@@ -19,6 +20,7 @@ TRAINABLE = {
     "C2": (14_991_946, 14_991_946),
     "C3": (1_775_204, 300_644),
     "C4": (15_038_116, 15_038_116),
+    "VGG11": (28_149_514, None),
 }
 BUILD = Network.build
 
@@ -36,7 +38,7 @@ def test_the_table_that_is_printed_tells_the_trainable_weights(monkeypatch, caps
     assert err == ""
     for name, counts in TRAINABLE.items():
         (line,) = [line for line in out.splitlines() if line.startswith(name)]
-        assert line.split()[-2:] == [f"{count:,}" for count in counts]
+        assert line.split()[-2:] == [f"{count:,}" if count else "-" for count in counts]
         assert f" {network_zoo.get(name).classes} " in line
 
 
@@ -84,6 +86,37 @@ def test_the_repository_definition_pools_as_theano_does(name, size, pixels):
     tensorflows = [layer for layer in built(name, "paper").layers if "pool" in layer.name]
     assert {type(layer) for layer in tensorflows} == {keras.layers.MaxPooling2D}
     assert not np.array_equal(tensorflows[-1](x), pooled(x, size)) or pixels % 2
+
+
+def test_vgg11_is_that_of_the_authors_pytorch_folder():
+    layers = built("VGG11").layers
+    convolutions = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [layer.filters for layer in convolutions] == [64, 128, 256, 256, 512, 512, 512, 512]
+    assert [layer.pool_size for layer in layers if isinstance(layer, keras.layers.MaxPooling2D)] == [(2, 2)] * 5
+    dense = [layer for layer in layers if isinstance(layer, keras.layers.Dense)]
+    assert [layer.kernel.shape for layer in dense] == [(512, 4096), (4096, 4096), (4096, 10)]
+    assert [layer.rate for layer in layers if isinstance(layer, Dropout)] == [0.5] * 2
+    for layer in (*convolutions, *dense):
+        deviation = 0.01 if layer in dense else np.sqrt(2 / (9 * layer.filters))
+        # The deviation of n normal numbers has a relative standard error of sqrt(1 / 2n).
+        assert np.std(layer.kernel) == pytest.approx(deviation, rel=5 / np.sqrt(2 * layer.kernel.numpy().size))
+    with pytest.raises(UserError, match="no definition 'paper' of VGG11"):
+        network_zoo.get("VGG11").build("paper")
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e2])
+def test_vgg11_is_finite_far_beyond_the_minimizers(scale, color_digits):
+    """Where moving statistics, extrapolated like weights as in the PyTorch folder, have negative variances."""
+    rng = np.random.default_rng(0)
+    objective = Objective(built("VGG11"), color_digits.x_test[:20], color_digits.y_test[:20])
+    w = flat_weights(built("VGG11"))
+    for alpha in (-1, 2, 5):
+        there = w + alpha * scale * rng.normal(size=len(w))
+        found = objective.evaluate(there)
+        assert np.isfinite([found.loss, found.clipped_loss, found.accuracy]).all()
+        assert found.clipped_loss <= -np.log(1e-7)
+        loss, gradient = objective.value_and_gradient(there)
+        assert loss == pytest.approx(found.loss) and np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", ["F1", "C1", "C3"])
