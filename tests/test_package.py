@@ -15,10 +15,12 @@ FLOORS = {  # from the ground up, as in docs/design.md; a module imports from it
     "ground": {"backend", "dataset_sources", "datasets", "distribution", "errors", "store"},
     "mathematics": {
         *("hessian", "layers", "networks", "objective", "optimizers", "remedies", "sharpness_metric", "subspace"),
-        "training",
+        *("surface", "training"),
     },
-    "kept results": {"measurements", "minimizers"},
-    "commands": {"breakpoints", "claims", "cli", "experiment", "figures", "paper", "runner", "tables"},
+    "kept results": {"measurements", "minimizers", "planes"},
+    "commands": {
+        *("breakpoints", "claims", "cli", "experiment", "figures", "paper", "runner", "surface_figures", "tables"),
+    },
 }
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "large_batch").glob("*.py"))}
 SCRIPTS = sorted(ROOT.glob("*.py"))
