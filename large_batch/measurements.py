@@ -63,9 +63,9 @@ class Objectives:
         """Return the loss over the training set, or over its first samples."""
         return self._objective("train", self._data.x_train, self._data.y_train, samples)
 
-    def test(self) -> Objective:
-        """Return the loss over the test set."""
-        return self._objective("test", self._data.x_test, self._data.y_test, None)
+    def test(self, samples: int | None = None) -> Objective:
+        """Return the loss over the test set, or over its first samples."""
+        return self._objective("test", self._data.x_test, self._data.y_test, samples)
 
     def _objective(self, half: str, x: np.ndarray, y: np.ndarray, samples: int | None) -> Objective:
         key = half, min(samples or len(x), len(x))

@@ -16,10 +16,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from large_batch import measurements, store
+from large_batch import measurements, planes, store
 from large_batch.errors import BusyError
 from large_batch.measurements import Measured, Objectives, Request
 from large_batch.minimizers import Minimizers, digest
+from large_batch.planes import Footing, Span, SurfaceRequest
 from large_batch.subspace import RandomSubspace
 from large_batch.training import Recipe
 
@@ -58,7 +59,7 @@ class Place:
         return [self.first] if self.second is None else [self.first, self.second]
 
 
-Item = tuple[Request, Place]
+Item = tuple[Request, Place] | tuple[SurfaceRequest, Span]
 
 
 def path_point(curve: str, alpha: float, small: np.ndarray, large: np.ndarray) -> np.ndarray:
@@ -190,6 +191,8 @@ class Runner:
         self.objectives = Objectives(network, data, definition, minimizers.replicas)
         self._loaded: dict[Recipe | str, Weights] = {}  # the last two, the ends of a path
         self._subspaces: dict[tuple, RandomSubspace | None] = {}  # the last one, for measurements side by side
+        self._digests: dict[Span, str] = {}
+        self._footings: dict[SurfaceRequest, Footing] = {}  # the last one, for its rows
 
     def run(self, recipes: Sequence[Recipe], asked: Sequence[Item] = ()) -> dict[Item, Measured]:
         """Train the recipes and those that the places need, and measure what is asked for at each place.
@@ -255,10 +258,12 @@ class Runner:
         request, _, _ = self._at(*item, wait=True)
         return measurements.stored(self.minimizers.run_dir, request)
 
-    def _measure(self, request: Request, place: Place, report: Report, wait: bool) -> Measured:
+    def _measure(self, request: Request, place: Place | Span, report: Report, wait: bool) -> Measured:
         request, w, state = self._at(request, place, wait)
 
         def compute() -> object:
+            if isinstance(place, Span):
+                return request.compute(self.objectives, self._footing(request, place), None, report)
             at, fixed = self.objectives.rescaled(w, state, request.rescale)
             self.objectives.take_state(fixed)
             return request.compute(self.objectives, at, self._subspace(request), report)
@@ -266,8 +271,13 @@ class Runner:
         minimizers, origin = self.minimizers, self.origin
         return measurements.load_or_compute(minimizers.run_dir, request, compute, origin, minimizers.replicas, wait)
 
-    def _at(self, request: Request, place: Place, wait: bool) -> tuple[Request, np.ndarray, list[np.ndarray]]:
-        """Return the request with the digest of the weights at a place, these weights, and the state with them."""
+    def _at(self, request: Request, place: Place | Span, wait: bool) -> tuple[Request, np.ndarray, list[np.ndarray]]:
+        """Return the request with the digest of the weights at a place, these weights, and the state with them; of a
+        span, which is no one place, only the request."""
+        if isinstance(place, Span):
+            if place not in self._digests:
+                self._digests[place] = planes.spanned_digest(self._load(end, wait) for end in place.ends)
+            return dataclasses.replace(request, weights_digest=self._digests[place]), None, None
         (w, state), *others = [self._load(end, wait) for end in place.ends]
         for other, other_state in others:
             w = path_point(place.curve, place.alpha, w, other)
@@ -291,6 +301,16 @@ class Runner:
                 self._loaded.pop(next(iter(self._loaded)))
             self._loaded[end] = weights
         return self._loaded[end]
+
+    def _footing(self, request: SurfaceRequest, span: Span) -> Footing:
+        if request.plane not in self._footings:
+            self._footings.clear()
+            points = [self._load(end, wait=True) for end in span.ends]
+            minimizers = self.minimizers
+            self._footings[request.plane] = planes.footing(
+                request.plane, points, self.objectives, minimizers.run_dir, minimizers.replicas
+            )
+        return self._footings[request.plane]
 
     def _subspace(self, request: Request) -> RandomSubspace | None:
         key = tuple(getattr(request, name, None) for name in ("space", "dimension", "manifold", "trial"))

@@ -15,10 +15,23 @@ FLOORS = {  # from the ground up, as in docs/design.md; a module imports from it
     "ground": {"archives", "backend", "dataset_sources", "datasets", "distribution", "errors", "store", "timit"},
     "mathematics": {
         *("hessian", "layers", "networks", "objective", "optimizers", "remedies", "sharpness_metric", "subspace"),
-        "training",
+        *("surface", "training"),
     },
-    "kept results": {"measurements", "minimizers"},
-    "commands": {"breakpoints", "claims", "ledger", "cli", "experiment", "figures", "paper", "runner", "tables"},
+    "kept results": {"measurements", "minimizers", "planes"},
+    "commands": {
+        *(
+            "breakpoints",
+            "claims",
+            "cli",
+            "experiment",
+            "figures",
+            "ledger",
+            "paper",
+            "runner",
+            "surface_figures",
+            "tables",
+        ),
+    },
 }
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "large_batch").glob("*.py"))}
 SCRIPTS = sorted(ROOT.glob("*.py"))

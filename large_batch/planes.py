@@ -1,0 +1,183 @@
+"""The loss on planes through stored minimizers, measured row by row: each row is kept, and found again by what the
+plane is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from large_batch import store, surface
+from large_batch.distribution import Replicas
+from large_batch.measurements import Objectives, Report, Request
+from large_batch.minimizers import digest
+from large_batch.surface import Plane, Surface
+from large_batch.training import Recipe
+
+DIRECTIONS = ("points", "random", "eigenvectors", "pca")
+KEPT = "eigenvectors.npz"
+
+Weights = tuple[np.ndarray, list[np.ndarray]]  # flat, (n,), and the state that is not trainable
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a plane is: the minimizers that it is made of, each a recipe or the path of a weights file, the first of
+    which is its origin."""
+
+    ends: tuple[Recipe | str, ...]
+    name: ClassVar[str] = "surface"
+
+
+@dataclass(frozen=True)
+class SurfaceRow:
+    """Loss (nats) and accuracy (percent) over both sets at the coordinates `a` of one `b`, and the plane's `marks`,
+    (k, d), and `axis_values` (`surface.Plane`)."""
+
+    a: list[float]
+    b: float
+    train_loss: list[float]
+    train_accuracy: list[float]
+    test_loss: list[float]
+    test_accuracy: list[float]
+    marks: list[list[float]]
+    axis_values: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurfaceRequest(Request):
+    """Row number `row` of a grid of `points` each way on a plane, or a single point of a line.
+
+    `directions` is "points" (through two or three minimizers), "random", "eigenvectors" or "pca" (of the iterates of a
+    training); `normalisation`, `vectors` and `direction_seed` are those of random ones (`surface.random_plane`).
+    `reach` is how far the grid goes (`surface.Plane.axes`). Loss and accuracy, and the eigenvectors, are over the first
+    `samples` of each set. The digest is of all minimizers that the plane is made of.
+    """
+
+    kind: ClassVar[str] = "surfaces"
+    result_type: ClassVar[type] = SurfaceRow
+
+    directions: str
+    dimensions: int
+    points: int
+    row: int
+    reach: float
+    samples: int
+    normalisation: str = ""
+    vectors: bool = False
+    direction_seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """What a person looks for in a listing."""
+        row = f"row{self.row}" if self.points else "plane"
+        return f"{self.network}-{self.weights_digest[:8]}-{self.directions}{self.dimensions}d-{row}"
+
+    @property
+    def plane(self) -> SurfaceRequest:
+        """The same for all rows of a plane, whatever the grid."""
+        return dataclasses.replace(self, points=0, row=0, reach=0.0)
+
+    def cost(self, train: int, test: int) -> int:
+        """Return how many samples are evaluated."""
+        return self.places * (min(self.samples, train) + min(self.samples, test))
+
+    @property
+    def places(self) -> int:
+        """The number of points in the row."""
+        return self.points if self.dimensions == 2 else 1
+
+    def compute(self, objectives: Objectives, w: Footing, subspace: None, report: Report) -> SurfaceRow:
+        """Evaluate the row."""
+        a, *others = w.plane.axes(self.points, self.reach)
+        b = others[0][self.row] if others else 0.0
+        places = [(x, b) for x in a] if others else [(a[self.row],)]
+        columns = []
+        for place in places:
+            weights, state = w.at(place)
+            objectives.take_state(state)
+            numbers = []
+            for objective in (objectives.train(self.samples), objectives.test(self.samples)):
+                found = objective.evaluate(weights)
+                numbers += found.loss, found.accuracy
+                report(objective.samples, f"row {self.row + 1}/{self.points}")
+            columns.append(numbers)
+        values = np.transpose(columns).tolist()
+        plane = w.plane
+        return SurfaceRow([p[0] for p in places], float(b), *values, plane.marks.tolist(), plane.axis_values.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Footing:
+    """A plane, and the states that are not trainable of the minimizers that it is made of; mixed like the weights."""
+
+    plane: Plane
+    states: list[list[np.ndarray]]
+
+    def at(self, coordinates: Sequence[float]) -> Weights:
+        """Return the weights, (n,), at coordinates, (d,), and the state with them."""
+        shares = np.asarray(coordinates) @ self.plane.mixture
+        shares[0] += 1
+        arrays = zip(*self.states, strict=True)
+        state = [sum(s * a for s, a in zip(shares, group, strict=True)).astype(group[0].dtype) for group in arrays]
+        return self.plane.at(coordinates), state
+
+
+def spanned_digest(points: Iterable[Weights]) -> str:
+    """Return what tells the minimizers that a plane is made of from others."""
+    return hashlib.sha256("".join(digest(w, state) for w, state in points).encode()).hexdigest()
+
+
+def footing(
+    request: SurfaceRequest, points: Sequence[Weights], objectives: Objectives, run_dir: str | Path, replicas: Replicas
+) -> Footing:
+    """Return the plane of a request on the minimizers.
+
+    Eigenvectors are kept, since other processors would find them with other rounding, and a plane is one plane.
+    """
+    weights, states = [w for w, _ in points], [state for _, state in points]
+    dimensions = request.dimensions
+    if request.directions == "points":
+        return Footing(surface.through(weights), states)
+    if request.directions == "pca":
+        return Footing(surface.principal(weights, dimensions), states)
+    objectives.take_state(states[0])
+    objective = objectives.train(request.samples)
+    if request.directions == "random":
+        how = request.direction_seed, request.normalisation, request.vectors
+        return Footing(surface.random_plane(objective.model, weights[0], dimensions, *how), states[:1])
+    folder = store.Folder(store.folder(Path(run_dir) / request.kind, request.plane))
+    with replicas.lock(folder.path):
+        if replicas.agreed(folder.whole(KEPT), folder.path):
+            with store.reading(folder.path / KEPT, "move it away"), np.load(folder.path / KEPT) as kept:
+                return Footing(Plane(weights[0], **kept), states[:1])
+        store.log.warning("Computing %d eigenvectors over %s samples.", dimensions, f"{objective.samples:,}")
+        plane = surface.steepest_plane(objective, weights[0], dimensions)
+        if replicas.chief:
+            with store.writing(folder.path / KEPT) as temporary:
+                np.savez(temporary, **{name: value for name, value in vars(plane).items() if name != "origin"})
+            folder.seal(KEPT)
+    return Footing(plane, states[:1])
+
+
+def assembled(rows: Sequence[SurfaceRow]) -> tuple[Surface, Surface]:
+    """Return the surfaces over training and test set that the rows of a plane, or the points of a line, make up."""
+    line = len(rows[0].marks[0]) == 1
+
+    def values(name: str) -> np.ndarray:
+        found = np.array([getattr(row, name) for row in rows])
+        return found.reshape(1, -1) if line else found
+
+    a = values("a")[0]
+    b = np.zeros(1) if line else np.array([row.b for row in rows])
+    marks, axis_values = np.array(rows[0].marks), np.array(rows[0].axis_values)
+    train, test = (
+        Surface(a, b, values(f"{half}_loss"), values(f"{half}_accuracy"), marks, axis_values)
+        for half in ("train", "test")
+    )
+    return train, test

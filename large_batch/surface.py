@@ -1,0 +1,265 @@
+"""The loss on a line or a plane of weight space: through minimizers, along random or steep directions, or where a
+training went.
+
+Random directions are scaled as in Li et al., "Visualizing the loss landscape of neural nets" (NeurIPS 2018): a network
+whose filters are larger is then not shown as flatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from large_batch import hessian
+from large_batch.errors import UserError
+
+if TYPE_CHECKING:  # planes need no TensorFlow
+    from large_batch.backend import keras
+
+NORMALISATIONS = ("filter", "layer", "none")
+
+Report = Callable[[str], None]  # receives a note after each point
+
+
+class Evaluates(Protocol):
+    """What is drawn: `objective.Objective`, or anything whose `evaluate(w)` has a loss and an accuracy."""
+
+    def evaluate(self, w: np.ndarray): ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One trainable variable in the flat vector of weights: its shape, and those of its axes that count its filters.
+
+    A vector has none, and counts as a bias or as the parameters of a normalisation.
+    """
+
+    shape: tuple[int, ...]
+    filters: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """The points `origin + c @ directions`, of coordinates c, (d,): a line or a plane, d being 1 or 2.
+
+    `origin` has the shape (n,), `directions` (d, n). `marks`, (k, d), are the coordinates of the k points that it
+    was made of, or of their projections, the first of which is the origin. `mixture`, (d, k), says how the directions
+    are made of these points; it is 0 where they are not. `axis_values` are the shares of the variance (percent) or
+    the eigenvalues that belong to the directions, (d,), or empty.
+    """
+
+    origin: np.ndarray
+    directions: np.ndarray
+    marks: np.ndarray
+    mixture: np.ndarray
+    axis_values: np.ndarray
+
+    def at(self, coordinates: Sequence[float]) -> np.ndarray:
+        """Return the weights, (n,), at coordinates, (d,)."""
+        return self.origin + np.asarray(coordinates) @ self.directions
+
+    def coordinates(self, w: np.ndarray) -> np.ndarray:
+        """Return the coordinates, (d,), of the point of the plane that is next to the weights w, (n,)."""
+        return np.linalg.solve(self.directions @ self.directions.T, self.directions @ (w - self.origin))
+
+    def axes(self, points: int, reach: float) -> list[np.ndarray]:
+        """Return d times the coordinates, (points,), of an even grid around the marks.
+
+        `reach` is how far it goes beyond them, as a share of their extent; around a single mark, how far it goes. The
+        extent of one axis counts as half of the other's at least.
+        """
+        low, high = self.marks.min(axis=0), self.marks.max(axis=0)
+        extent = np.maximum(high - low, (high - low).max() / 2)
+        half = (0.5 + reach) * extent if extent.max() else np.full(len(extent), reach)
+        return [np.linspace(m - h, m + h, points) for m, h in zip((low + high) / 2, half, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Loss (nats) and accuracy (percent), each (B, A), at the coordinates a, (A,), and b, (B,), of a plane; B is 1 on a
+    line. `marks` and `axis_values` are those of the `Plane`. All are arrays: `np.savez(file, **vars(surface))`."""
+
+    a: np.ndarray
+    b: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+    marks: np.ndarray
+    axis_values: np.ndarray
+
+
+def through(points: Sequence[np.ndarray]) -> Plane:
+    """Return the line through two points, or the plane through three, each of shape (n,).
+
+    The unit of both axes is the distance between the first two, at (0, 0) and (1, 0): on a line the coordinate is the
+    alpha of Figure 3. The third point is where b is above 0, and the axes are at right angles.
+
+    Raises `UserError` for another number of points, or for points on one line.
+    """
+    if len(points) not in (2, 3):
+        raise UserError(f"A line goes through 2 points and a plane through 3, not {len(points)}.")
+    first, second, *others = points
+    along = second - first
+    unit = np.linalg.norm(along)
+    directions, marks, mixture = [along], [[0.0], [1.0]], [[-1.0, 1.0]]
+    if unit and others:
+        share = (others[0] - first) @ along / unit**2
+        across = others[0] - first - share * along
+        height = np.linalg.norm(across) / unit
+        if height < 1e-6:
+            unit = 0.0
+        else:
+            directions.append(across / height)
+            marks = [[0.0, 0.0], [1.0, 0.0], [share, height]]
+            mixture = [[-1.0, 1.0, 0.0], [(share - 1) / height, -share / height, 1 / height]]
+    if not unit:
+        raise UserError(
+            f"The {len(points)} points do not determine a {'plane' if others else 'line'}: they are on one "
+            f"{'line' if others else 'point'}."
+        )
+    return Plane(first, np.array(directions), np.array(marks), np.array(mixture), np.array([]))
+
+
+def principal(points: Sequence[np.ndarray], dimensions: int = 2) -> Plane:
+    """Return the line or plane through the first point, along the principal components of all k, each of shape (n,).
+
+    The components are those of the points about their mean; they are unit vectors, so the axes are Euclidean. Their
+    signs are such that the last point has no coordinate below 0. The marks are projections; `axis_values` are the
+    shares of the variance, in percent. In memory are twice the points.
+
+    Raises `UserError` where the points have fewer than `dimensions` components.
+    """
+    centred = np.array(points, np.float64)
+    centred -= centred.mean(axis=0)
+    squares, vectors = np.linalg.eigh(centred @ centred.T)  # k x k, since k is small and n is not
+    squares, vectors = squares[::-1], vectors[:, ::-1]
+    if len(points) <= dimensions or squares[dimensions - 1] <= 1e-12 * squares[0]:
+        raise UserError(f"{len(points)} points do not have {dimensions} principal components; take more iterates.")
+    mixture = vectors[:, :dimensions].T / np.sqrt(squares[:dimensions, None])
+    directions = mixture @ centred
+    marks = centred @ directions.T
+    marks -= marks[0]
+    signs = np.where(marks[-1] < 0, -1.0, 1.0)
+    shares = 100 * squares[:dimensions] / squares.sum()
+    return Plane(
+        np.asarray(points[0], np.float64), signs[:, None] * directions, signs * marks, signs[:, None] * mixture, shares
+    )
+
+
+def random_plane(
+    model: keras.Model,
+    w: np.ndarray,
+    dimensions: int = 2,
+    seed: int = 0,
+    normalisation: str = "filter",
+    vectors: bool = False,
+) -> Plane:
+    """Return the line or plane at the weights w, (n,), of a model along random directions, each a function of
+    (seed, its number), scaled as `normalised` does."""
+    drawn = [np.random.default_rng([seed, number]).standard_normal(len(w)) for number in range(dimensions)]
+    layout = parts(model)
+    return _around(w, [normalised(direction, w, layout, normalisation, vectors) for direction in drawn])
+
+
+def steepest_plane(
+    function: hessian.Function,
+    w: np.ndarray,
+    dimensions: int = 2,
+    report: hessian.Report = lambda passes, note: None,
+) -> Plane:
+    """Return the line or plane at the weights w, (n,), along the unit eigenvectors of the Hessian's largest
+    eigenvalues, which are the `axis_values`. Raises as `hessian.largest_eigenvalues` does."""
+    values, vectors = hessian.largest_eigenvalues(hessian.hessian_operator(function, w, report), dimensions)
+    return _around(w, vectors.T, values)
+
+
+def _around(w: np.ndarray, directions: Sequence[np.ndarray], axis_values: Sequence[float] = ()) -> Plane:
+    d = len(directions)
+    return Plane(w, np.array(directions), np.zeros((1, d)), np.zeros((d, 1)), np.array(axis_values))
+
+
+def parts(model: keras.Model) -> list[Part]:
+    """Return the parts of a model's flat weights.
+
+    A filter is what makes one output of a layer: a column of a dense kernel, (inputs, outputs), and [..., i] of a
+    convolution's, (height, width, inputs, outputs). A depthwise convolution has one for each input and multiple.
+    """
+    filters = {}
+    for layer in _layers(model):
+        for variable in getattr(layer, "trainable_variables", []):
+            if hasattr(layer, "depth_multiplier") and "pointwise" not in variable.path:
+                filters[variable.path] = (-2, -1)
+            elif type(layer).__name__.endswith("Transpose"):  # (height, width, outputs, inputs)
+                filters[variable.path] = (-2,)
+    shapes = [(tuple(variable.shape), variable.path) for variable in model.trainable_variables]
+    return [Part(shape, filters.get(path, (-1,)) if len(shape) > 1 else ()) for shape, path in shapes]
+
+
+def _layers(layer: keras.Layer) -> list[keras.Layer]:
+    """Return the layers that hold weights of their own, those of models within a model, too."""
+    inner = getattr(layer, "layers", [])
+    return [deepest for part in inner for deepest in _layers(part)] if inner else [layer]
+
+
+def normalised(
+    direction: np.ndarray,
+    w: np.ndarray,
+    layout: Sequence[Part],
+    normalisation: str = "filter",
+    vectors: bool = False,
+) -> np.ndarray:
+    """Return a direction, (n,), on the scale of the weights w, (n,), of a model with these parts.
+
+    Args:
+        direction: What is scaled.
+        w: The weights at which it is drawn.
+        layout: What `parts` returns.
+        normalisation: "filter": each filter has the norm of the weights' filter (Li et al. 2018); "layer": each
+            variable has that of the weights' variable; "none": as it is.
+        vectors: Whether biases and the parameters of normalisations take part, each vector scaled as a whole. By
+            default the direction is 0 there, as Li et al. draw it.
+
+    Raises:
+        UserError: For a normalisation that does not exist, and parts of another size.
+    """
+    if normalisation not in NORMALISATIONS:
+        raise UserError(f"There is no normalisation '{normalisation}'; choose one of {', '.join(NORMALISATIONS)}.")
+    ends = np.cumsum([int(np.prod(part.shape)) for part in layout])
+    if ends[-1] != len(w):
+        raise UserError(f"The model has {ends[-1]:,} trainable weights, the vector given has {len(w):,}.")
+    scaled = []
+    for part, ours, theirs in zip(layout, np.split(direction, ends[:-1]), np.split(w, ends[:-1]), strict=True):
+        ours, theirs = ours.reshape(part.shape), theirs.reshape(part.shape)
+        if len(part.shape) < 2 and not vectors:
+            ours = np.zeros(part.shape)
+        elif normalisation != "none":
+            outer = {axis % len(part.shape) for axis in part.filters} if normalisation == "filter" else set()
+            within = tuple(axis for axis in range(len(part.shape)) if axis not in outer)
+            have, want = (np.sqrt(np.sum(np.square(x), axis=within, keepdims=True)) for x in (ours, theirs))
+            ours = ours * np.divide(want, have, out=np.zeros_like(want), where=have > 0)
+        scaled.append(ours.ravel())
+    return np.concatenate(scaled)
+
+
+def evaluate(
+    function: Evaluates,
+    plane: Plane,
+    points: int = 25,
+    reach: float = 1.0,
+    report: Report = lambda note: None,
+) -> Surface:
+    """Return loss and accuracy on an even grid of `points` each way (see `Plane.axes`).
+
+    Each point is one forward pass over the function's samples; the data and the plane, 8 (d + 1) n bytes, stay in
+    memory. An `Objective` of a network with moving statistics uses those that it has.
+    """
+    a, *others = plane.axes(points, reach)
+    b = others[0] if others else np.zeros(1)
+    found = []
+    for i, place in enumerate([(x, y)[: 1 + len(others)] for y in b for x in a]):
+        found.append(function.evaluate(plane.at(place)))
+        report(f"point {i + 1}/{len(a) * len(b)}, loss {found[-1].loss:.4g}")
+    values = ([getattr(point, name) for point in found] for name in ("loss", "accuracy"))
+    return Surface(a, b, *(np.reshape(value, (len(b), len(a))) for value in values), plane.marks, plane.axis_values)
