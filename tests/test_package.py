@@ -14,11 +14,13 @@ from conftest import ROOT, run_python
 FLOORS = {  # from the ground up, as in docs/design.md; a module imports from its own floor and from lower ones
     "ground": {"backend", "dataset_sources", "datasets", "distribution", "errors", "store"},
     "mathematics": {
-        *("hessian", "layers", "networks", "objective", "optimizers", "remedies", "sharpness_metric", "subspace"),
-        "training",
+        *("hessian", "layers", "networks", "objective", "optimizers", "remedies", "sharpness_metric"),
+        *("spectrum", "subspace", "tracking", "training"),
     },
-    "kept results": {"measurements", "minimizers"},
-    "commands": {"breakpoints", "claims", "cli", "experiment", "figures", "paper", "runner", "tables"},
+    "kept results": {"measurements", "minimizers", "spectra"},
+    "commands": {
+        *("breakpoints", "claims", "cli", "curvature_figures", "experiment", "figures", "paper", "runner", "tables"),
+    },
 }
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "large_batch").glob("*.py"))}
 SCRIPTS = sorted(ROOT.glob("*.py"))
