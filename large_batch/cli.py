@@ -22,6 +22,7 @@ from absl import flags
 
 from large_batch import store
 from large_batch.errors import Interrupted, MachineError, UserError, signals_raised
+from large_batch.spectrum import PROBES, STEPS
 
 FLAGS = flags.FLAGS
 LAST_GROUPS = ("Machines", "Folders", "Help")
@@ -130,6 +131,18 @@ class PairSettings(Settings):
         small = self.small_batch or network.small_batch(samples)
         large = self.large_batch or network.large_batch(samples)
         return dataclasses.replace(super().resolve(network, samples), small_batch=small, large_batch=large)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrumSettings(PairSettings):
+    """Those of a script that looks at the spectrum of the Hessian."""
+
+    probes: int = setting(PROBES, "Random vectors of a spectral density.", "probes{}", "Spectrum", least=1, most=1000)
+    steps: int = setting(STEPS, "Lanczos steps of each vector.", "steps{}", "Spectrum", least=1, most=1000)
+    products: int = setting(
+        60, "Hessian-vector products of each estimate of a trace.", "products{}", "Spectrum", least=3, most=10**6
+    )
+    by_layer: bool = setting(False, "Each layer's own spectrum, too.", "layers", "Spectrum")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,14 @@ Everything is made of Hessian-vector products and losses; no n x n matrix is eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from scipy.linalg import eigvalsh
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+from scipy.sparse import eye_array
+from scipy.sparse.linalg import ArpackError, LinearOperator, aslinearoperator, eigsh
 
 from large_batch import sharpness_metric
 from large_batch.errors import MachineError, UserError
@@ -112,9 +113,13 @@ def curvature(
 
 def expected_passes(dimension: int, eigenvalues: int = EIGENVALUES, directions: int = DIRECTIONS) -> int:
     """Return about how many forward passes over the data `curvature` takes in a subspace of `dimension`."""
-    lanczos = 4 * max(20, 2 * eigenvalues + 1)
     evaluations = PASSES["gradient"] * (sharpness_metric.ITERATIONS + 1) + PASSES["loss"] * directions
-    return evaluations + PASSES["product"] * (lanczos + dimension)
+    return evaluations + PASSES["product"] * (expected_products(eigenvalues) + dimension)
+
+
+def expected_products(eigenvalues: int) -> int:
+    """Return about how many Hessian-vector products so many eigenvalues at one end take."""
+    return 4 * max(20, 2 * eigenvalues + 1)
 
 
 def hessian_operator(objective: Function, w: np.ndarray, report: Report = lambda passes, note: None) -> LinearOperator:
@@ -131,15 +136,18 @@ def hessian_operator(objective: Function, w: np.ndarray, report: Report = lambda
     return LinearOperator((len(w), len(w)), matvec=multiply, rmatvec=multiply, dtype=np.float64)
 
 
-def largest_eigenvalues(hessian: LinearOperator, count: int) -> tuple[np.ndarray, np.ndarray]:
+def largest_eigenvalues(
+    hessian: LinearOperator, count: int, seed: int | Sequence[int] = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the `count` largest eigenvalues, descending, and their unit vectors, (n, count), by Lanczos iterations.
 
-    Raises `UserError` unless 1 <= count < n, and `MachineError` when the iterations come to nothing.
+    The iterations start at a random vector of the `seed`. Raises `UserError` unless 1 <= count < n, and `MachineError`
+    when the iterations come to nothing.
     """
     n = hessian.shape[0]
     if not 1 <= count < n:
         raise UserError(f"Of {n:,} weights between 1 and {n - 1:,} eigenvalues can be computed, not {count:,}.")
-    start = np.random.default_rng(0).standard_normal(n)
+    start = np.random.default_rng(seed).standard_normal(n)
     try:
         values, vectors = eigsh(hessian, count, which="LA", v0=start, tol=TOLERANCE, maxiter=50)
     except ArpackError as error:
@@ -149,6 +157,19 @@ def largest_eigenvalues(hessian: LinearOperator, count: int) -> tuple[np.ndarray
         ) from error
     order = np.argsort(values)[::-1]
     return values[order], vectors[:, order]
+
+
+def lowest_eigenvalues(hessian: LinearOperator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `count` lowest eigenvalues, ascending, and their unit vectors, (n, count); raises as
+    `largest_eigenvalues` does.
+
+    They are the largest of l - H, with l the largest of H: so they are found to `TOLERANCE` of the spectrum's width,
+    where those near zero would never be found to a share of themselves.
+    """
+    (top,), _ = largest_eigenvalues(hessian, 1)
+    n = hessian.shape[0]
+    values, vectors = largest_eigenvalues(top * aslinearoperator(eye_array(n)) - hessian, count)
+    return top - values, vectors
 
 
 def project(hessian: LinearOperator, subspace: RandomSubspace) -> Projection:

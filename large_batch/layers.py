@@ -1,7 +1,9 @@
 """Layers of the paper's networks, the loss of their outputs, and gradients that keep less of a batch in memory."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from math import prod
 from typing import Literal
 
@@ -248,3 +250,35 @@ def _normalized(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, keras.
 def flat_weights(model: keras.Model) -> np.ndarray:
     """Return the model's trainable variables as one float64 vector of shape (n,)."""
     return np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables]).astype(np.float64)
+
+
+def parts(model: keras.Model) -> dict[str, slice]:
+    """Return where each layer's trainable weights are in a flat vector of them, by the layer's name, in Keras' order.
+
+    A nested layer's name is its path. The model's own name is left out where all layers have it. Keras numbers layers
+    that are not named through all models of a process; here their numbers begin anew: dense, dense_1, dense_2.
+    """
+    owners = [variable.path.split("/")[:-1] for variable in model.trainable_variables]
+    nested = all(len(owner) > 1 and owner[0] == model.name for owner in owners)
+    classes = {*dir(keras.layers), *(type(layer).__name__ for layer in model.layers)}
+    automatic = {re.sub("(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", name).lower() for name in classes}
+    numbers = {}  # the lowest of each automatic name
+    for base, number in (_numbered(word) for owner in owners for word in owner[nested:]):
+        numbers[base] = min(number, numbers.get(base, number)) if base in automatic else 0
+    found, begin = {}, 0
+    for owner, variables in groupby(zip(owners, model.trainable_variables, strict=True), key=lambda pair: pair[0]):
+        words = []
+        for base, number in map(_numbered, owner[nested:]):
+            words.append(f"{base}_{number - numbers[base]}" if number > numbers[base] else base)
+        name, size = "/".join(words) or model.name, sum(prod(variable.shape) for _, variable in variables)
+        while name in found:  # two layers that a user gave one name
+            name += "'"
+        found[name] = slice(begin, begin + size)
+        begin += size
+    return found
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    """Return a layer's name without its number, and the number, 0 where it has none."""
+    base, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()
+    return base, int(number or 0)

@@ -41,6 +41,11 @@ class Objectives:
         """Number of trainable weights."""
         return sum(int(np.prod(variable.shape)) for variable in self._model.trainable_variables)
 
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Where each layer's weights are; see `layers.parts`."""
+        return layers.parts(self._model)
+
     def _fixed(self) -> list[np.ndarray]:
         return [np.asarray(variable) for variable in self._model.non_trainable_variables]
 

@@ -10,8 +10,11 @@ from large_batch import paper
 from large_batch.hessian import Curvature
 from large_batch.measurements import Measured, Solution
 from large_batch.paper import Spread
+from large_batch.spectra import Eigenvalues, Traces
+from large_batch.spectrum import Estimate
 
 DIMENSION = 100  # of the random subspaces of Table 4
+SHARE = 0.1  # of the largest eigenvalue, beyond which eigenvalues are counted: far above a density's resolution
 
 
 def lay_out(rows: list[list[str]]) -> str:
@@ -180,3 +183,31 @@ def curvature_table(results: dict[str, Curvature]) -> str:
         f"{lay_out(rows)}\nThe paper: around LB minimizers the loss rises steeply in a subspace of about "
         f"{paper.STEEP_SHARE:g} % of the dimensions only."
     )
+
+
+def spectrum_table(results: dict[str, list[Measured]]) -> str:
+    """Lay out the spectrum of the Hessian at each minimizer in a column; `results` are of the requests of `spectra`."""
+    columns = {
+        label: {row: text for measured in group for row, text in _spectrum_rows(measured).items()}
+        for label, group in results.items()
+    }
+    first = next(iter(columns.values()))
+    return lay_out([["", *columns], *([row, *(column[row] for column in columns.values())] for row in first)])
+
+
+def _spectrum_rows(measured: Measured) -> dict[str, str]:
+    """Return the lines of one measurement: what it is of, and the number."""
+    at, result = measured.measurement, measured.result
+    rows = {}
+    if isinstance(result, Eigenvalues):
+        rows[f"{at.end} eigenvalues"] = ", ".join(f"{value:.4g}" for value in result.values)
+    elif isinstance(result, Traces):
+        rows["trace, Hutchinson's estimate"] = str(result.hutchinson)
+        rows |= {f"  part of {layer}": str(Estimate(*pair)) for layer, pair in result.by_layer.items()}
+        rows["trace, Hutch++"] = str(result.hutchpp)
+    else:
+        _, high = result.range
+        for words, count, sign in (("above", result.above, 1), ("below", result.below, -1)):
+            counted = Estimate(*(float(part[0]) for part in count(np.array([sign * SHARE * high]))))
+            rows[f"eigenvalues {words} {100 * sign * SHARE:g} % of the largest"] = str(counted)
+    return {f"{at.layer}: {row}" if at.layer else row: text for row, text in rows.items()}

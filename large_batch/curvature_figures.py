@@ -1,0 +1,58 @@
+"""Figures of curvature: the spectrum of the Hessian at minimizers, and what was followed during trainings."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from large_batch.spectrum import Density
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # which colour-blind people tell apart: SB, LB, ...
+
+
+def spectral_densities(densities: dict[str, dict[str, Density]], title: str) -> Figure:
+    """Draw the spectrum of the Hessian at each minimizer, a row for the whole network (named "") and for each layer.
+
+    Left the density, with bells of one width for all of a row, on a logarithmic scale; right how many eigenvalues are
+    above a value, both axes logarithmic. The bands are two standard errors over the random vectors. `densities` are by
+    layer, then by the minimizers' labels.
+    """
+    figure = Figure(figsize=(10, 0.6 + 3.6 * len(densities)), layout="constrained")
+    rows = figure.subplots(len(densities), 2, squeeze=False)
+    for (layer, group), (left, right) in zip(densities.items(), rows, strict=True):
+        low, high = (edge(density.range[i] for density in group.values()) for i, edge in enumerate((min, max)))
+        width = max(density.width for density in group.values())
+        eigenvalues = np.linspace(low - 5 * width, high + 5 * width, 1000)
+        counted = np.geomspace(high * 1e-4, high, 400) if high > 0 else []
+        for (label, density), color, line in zip(group.items(), COLORS, ("-", "--"), strict=False):
+            _band(left, eigenvalues, *density.at(eigenvalues, width), color, line, label)
+            if high > 0:
+                _band(right, counted, *density.above(counted), color, line, label)
+        floor = 0.1 / (max(density.size for density in group.values()) * width)
+        left.set_yscale("log")
+        left.set_ylim(bottom=floor)  # a tenth of one eigenvalue's bell
+        left.set_ylabel(f"{layer}: density" if layer else "Density")
+        right.set_xscale("log")
+        right.set_yscale("log")
+        right.set_ylim(bottom=0.5)
+        right.set_ylabel("Eigenvalues above")
+        for axes in (left, right):
+            _grid(axes)
+    for axes in (left, right):
+        axes.set_xlabel("Eigenvalue of the Hessian")
+    figure.suptitle(title)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _band(axes: Axes, x: np.ndarray, mean: np.ndarray, error: np.ndarray, color: str, line: str, label: str) -> None:
+    axes.plot(x, mean, line, color=color, lw=1.4, label=label)
+    if np.isfinite(error).all():
+        axes.fill_between(x, np.maximum(mean - 2 * error, 0), mean + 2 * error, color=color, alpha=0.2, lw=0)
+
+
+def _grid(axes: Axes) -> None:
+    axes.grid(True, color="0.85")
+    axes.set_axisbelow(True)
