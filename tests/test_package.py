@@ -14,9 +14,10 @@ from conftest import ROOT, run_python
 FLOORS = {  # from the ground up, as in docs/design.md; a module imports from its own floor and from lower ones
     "ground": "archives backend dataset_sources datasets distribution errors store timit",
     "mathematics": "hessian layers networks objective optimizers remedies sharpness_metric spectrum subspace surface "
-    "tracking training",
+    "training",
     "kept results": "measurements minimizers planes spectra",
-    "commands": "breakpoints claims cli curvature_figures experiment figures ledger paper runner surface_figures tables",
+    "commands": "breakpoints claims cli curvature_figures experiment figures ledger paper runner "
+    "surface_figures tables",
 }
 FLOORS = {floor: set(modules.split()) for floor, modules in FLOORS.items()}
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "large_batch").glob("*.py"))}
