@@ -294,7 +294,8 @@ class Experiment:
         at = measured.measurement
         place = {name: getattr(at, name) for name in ("space", "epsilon", "solver", "trial")}
         place["rescale"] = at.rescale if at.rescale != 1 else None
-        quantity = "sharpness" if at.measure == "keskar" else f"sharpness_{at.measure}"
+        of_hessian = at.measure if at.epsilon is None else None
+        quantity = of_hessian or ("sharpness" if at.measure == "keskar" else f"sharpness_{at.measure}")
         return self.value(minimizer, recipe, quantity, measured.result.value, **place)
 
     def write(

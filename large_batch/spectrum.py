@@ -16,6 +16,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from large_batch.errors import UserError
 
+HESSIAN_MEASURES = ("eigenvalue", "trace")  # of sharpness: the largest eigenvalue, and the trace
 PROBES, STEPS = 10, 50  # of a density
 RESOLUTION = 2.0**-23  # relative to the largest eigenvalue: what products in float32 resolve
 KEPT_BYTES = 2 * 2**30  # a larger basis of Lanczos vectors is not kept
