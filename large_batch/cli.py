@@ -22,7 +22,6 @@ from absl import flags
 
 from large_batch import store
 from large_batch.errors import Interrupted, MachineError, UserError, signals_raised
-from large_batch.spectrum import PROBES, STEPS
 
 FLAGS = flags.FLAGS
 LAST_GROUPS = ("Machines", "Folders", "Help")
@@ -137,8 +136,8 @@ class PairSettings(Settings):
 class SpectrumSettings(PairSettings):
     """Those of a script that looks at the spectrum of the Hessian."""
 
-    probes: int = setting(PROBES, "Random vectors of a spectral density.", "probes{}", "Spectrum", least=1, most=1000)
-    steps: int = setting(STEPS, "Lanczos steps of each vector.", "steps{}", "Spectrum", least=1, most=1000)
+    probes: int = setting(10, "Random vectors of a spectral density.", "probes{}", "Spectrum", least=1, most=1000)
+    steps: int = setting(50, "Lanczos steps of each vector.", "steps{}", "Spectrum", least=1, most=1000)
     products: int = setting(
         60, "Hessian-vector products of each estimate of a trace.", "products{}", "Spectrum", least=3, most=10**6
     )

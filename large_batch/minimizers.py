@@ -24,10 +24,12 @@ from large_batch.distribution import ALONE, Replicas
 from large_batch.errors import SIGNALS, BusyError, Interrupted, MachineError, UserError, signals_noted
 from large_batch.networks import Network
 from large_batch.objective import Objective, flat_weights, read_weights, write_weights
+from large_batch.tracking import Tracked
 from large_batch.training import DivergedError, Epoch, Recipe, TrainingLoop, TrainingState
 
 START = "start.weights.h5"
 RESULT = ("minimizer.weights.h5", START, "history.csv", "provenance.json")
+TRACKED = "tracked.csv"
 CHECKPOINTS = "checkpoint-*.npz"
 KEPT_CHECKPOINTS = 2
 BYTES_A_WEIGHT = 4 * (2 + 3 * (KEPT_CHECKPOINTS + 1))  # start and minimizer, checkpoints with ADAM's two moments
@@ -99,6 +101,14 @@ class Minimizers:
                 provenance=store.Provenance(**json.loads((folder.path / "provenance.json").read_text())),
                 state=[np.asarray(variable) for variable in model.non_trainable_variables],
             )
+
+    def tracked(self, recipe: Recipe) -> list[Tracked]:
+        """Return what was followed in a training that is stored; raises `UserError` where it is damaged."""
+        path = self.folder(recipe).path / TRACKED
+        with store.reading(path):
+            if not self.folder(recipe).whole(TRACKED):
+                raise ValueError("it is damaged")
+            return store.read_csv(path, Tracked)
 
     def state(self, recipe: Recipe) -> TrainingState:
         """Return how far the training is that is stored; raises as `stored` does."""
@@ -331,7 +341,10 @@ def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Proven
     store.write_csv(folder.path / "history.csv", loop.state.history, Epoch)
     store.write_json(folder.path / "provenance.json", origin)
     write_weights(loop.model, folder.path / "minimizer.weights.h5")
-    folder.seal(*RESULT, dropping=_checkpoints(folder))
+    more = [TRACKED] if loop.recipe.track else []
+    for name in more:
+        store.write_csv(folder.path / name, loop.state.tracked, Tracked)
+    folder.seal(*RESULT, *more, dropping=_checkpoints(folder))
 
 
 def _keep_iterate(loop: TrainingLoop, folder: store.Folder, other: store.Folder, origin: store.Provenance) -> None:

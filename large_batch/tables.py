@@ -13,6 +13,7 @@ from large_batch.paper import Spread
 from large_batch.sharpness_metric import SharpnessResult
 from large_batch.spectra import Eigenvalues, Traces
 from large_batch.spectrum import Estimate
+from large_batch.tracking import Tracked
 
 DIMENSION = 100  # of the random subspaces of Table 4
 SHARE = 0.1  # of the largest eigenvalue, beyond which eigenvalues are counted: far above a density's resolution
@@ -212,3 +213,16 @@ def _spectrum_rows(measured: Measured) -> dict[str, str]:
             counted = Estimate(*(float(part[0]) for part in count(np.array([sign * SHARE * high]))))
             rows[f"eigenvalues {words} {100 * sign * SHARE:g} % of the largest"] = str(counted)
     return {f"{at.layer}: {row}" if at.layer else row: text for row, text in rows.items()}
+
+
+def tracked_table(tracked: dict[str, list[Tracked]]) -> str:
+    """Lay out what was found first, at its largest and last in each training, beside the edge of stability."""
+    rows = [["", "first", "largest", "last", "edge", "P^-1 H: first", "largest", "last", "edge"]]
+    for label, group in tracked.items():
+        cells = [label]
+        for name, edge in (("eigenvalue", "edge"), ("preconditioned", "preconditioned_edge")):
+            known = [getattr(row, name) for row in group if getattr(row, name) is not None]
+            numbers = [known[0], max(known), known[-1], getattr(group[-1], edge)] if known else []
+            cells += [f"{number:.4g}" for number in numbers] or ["-"] * 4
+        rows.append(cells)
+    return lay_out(rows)

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from large_batch import layers, optimizers, remedies, store
+from large_batch import layers, optimizers, remedies, store, tracking
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
 from large_batch.errors import UserError
 from large_batch.layers import cross_entropy, flat_weights, pixels
 from large_batch.networks import PRECISIONS, Network, Problem
+from large_batch.objective import Objective
+from large_batch.tracking import Track, Tracked
 
 BLOCK = 4096  # samples trained at most between two looks at the clock and at signals
 PACE = 1.0  # seconds that should not pass between them
@@ -36,7 +38,8 @@ class Recipe(Problem):
     recipe with `epochs` k; with 0 epochs it is the starting point. `schedule` lists (finished epochs, batch size): from
     there on the batch size is another, in the same training. `warm_start` is the recipe at whose minimizer this
     training starts, with a fresh optimizer; by default it starts where the seed says. `optimizer` and `remedies` are
-    names (`optimizers.OPTIMIZERS`, `remedies.make`).
+    names (`optimizers.OPTIMIZERS`, `remedies.make`). `track` says what is followed on the way (`Track.read`): it does
+    not change the minimizer, but is kept with it.
     """
 
     batch_size: int
@@ -48,8 +51,11 @@ class Recipe(Problem):
     schedule: tuple[tuple[int, int], ...] = ()
     warm_start: Recipe | None = None
     remedies: tuple[str, ...] = ()
+    track: str = ""
 
     def __post_init__(self):
+        if self.track:
+            Track.read(self.track)
         if self.precision not in PRECISIONS:
             raise UserError(f"There is no precision '{self.precision}'; choose one of {', '.join(PRECISIONS)}.")
         if self.epochs < 0:
@@ -79,6 +85,8 @@ class Recipe(Problem):
         settings = [batches, f"e{self.epochs}", f"s{self.seed}"]
         if warm := self.warm_start:
             settings.append(f"from-b{warm.batch_size}-e{warm.epochs}")
+        if self.track:
+            settings.append(self.track.replace(":", "-"))
         return "-".join([self.network, self.dataset, *variant, *settings])
 
     @property
@@ -132,12 +140,14 @@ class TrainingState:
     seen: int = 0
     wall_seconds: float = 0.0
     origins: list[store.Provenance] = field(default_factory=list)
+    tracked: list[Tracked] = field(default_factory=list)
 
     @classmethod
     def read(cls, saved) -> TrainingState:
         """Return the state that an opened file of `TrainingLoop.save` holds."""
         content = json.loads(str(saved["position"]))
         content["history"] = [Epoch(**row) for row in content["history"]]
+        content["tracked"] = [Tracked(**row) for row in content.get("tracked", ())]
         content["origins"] = [store.Provenance(**origin) for origin in content["origins"]]
         return cls(**content)
 
@@ -165,6 +175,11 @@ class TrainingLoop:
         self._compiled_step = tf.function(self._step, jit_compile=True, autograph=False)
         self._order = (-1, tf.zeros(0, tf.int32))  # of which epoch, and which
         self._block = 1
+        self._track = Track.read(recipe.track) if recipe.track else None
+        if self._track:
+            model, x, y = recipe.build(network, data), data.x_train, data.y_train
+            some = slice(self._track.samples)
+            self._followed = Objective(model, x[some], y[some], outputs=network.outputs, replicas=replicas)
 
     @property
     def epoch(self) -> int:
@@ -188,10 +203,13 @@ class TrainingLoop:
 
         Raises `DivergedError`.
         """
+        self._follow()
         began, at = time.monotonic(), self.state
         samples, batch = len(self.data.x_train), self.recipe.batch_size_in(self.epoch)
         step, steps = at.seen // batch, -(-samples // batch)
         count = min(self._block, steps - step)
+        if self._track:
+            count = min(count, self._track.every - at.steps % self._track.every)
         if self._order[0] != self.epoch:
             order = np.random.default_rng([self.recipe.seed, self.epoch]).permutation(samples)
             self._order = self.epoch, tf.constant(order.astype(np.int32))
@@ -206,7 +224,16 @@ class TrainingLoop:
         at.steps, at.seen = at.steps + count, at.seen + done
         at.wall_seconds += time.monotonic() - began
         self._set_pace(count, batch, time.monotonic() - began)
+        self._follow()
         return done, bool(sums[-1, 2])
+
+    def _follow(self) -> None:
+        """Look at what is followed, where that is due and not done."""
+        began, at = time.monotonic(), self.state
+        if self._track and at.steps % self._track.every == 0 and at.steps not in [row.step for row in at.tracked[-1:]]:
+            seen = tracking.look(self._followed, self.model, self.optimizer, at.steps, self.recipe.seed)
+            at.tracked.append(seen)
+            at.wall_seconds += time.monotonic() - began
 
     def _set_pace(self, steps: int, batch: int, seconds: float) -> None:
         """Choose the next block; machines that go together cannot choose each by its own clock."""
