@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from large_batch import datasets, distribution, figures, paper, store, tables
+from large_batch import datasets, distribution, figures, optimizers, paper, remedies, store, tables
 from large_batch.claims import Claim
 from large_batch.cli import Settings, TrialSettings
 from large_batch.datasets import DataSet
 from large_batch.errors import BusyError, UserError
 from large_batch.measurements import EvaluationRequest, Measured, SharpnessRequest, Solution, Value
 from large_batch.minimizers import Minimizers
+from large_batch.named import split
 from large_batch.networks import Network, Problem
 from large_batch.runner import Item, Place, Runner
 from large_batch.training import Epoch, Recipe
@@ -56,8 +57,11 @@ class Experiment:
             figures: Whether figures will be written.
 
         Raises:
-            UserError: For a data set or definition that does not exist or fit, and folders that cannot be written to.
+            UserError: For a data set, definition, optimizer or remedy that does not exist or fit, and folders that
+                cannot be written to.
         """
+        chosen = ",".join(map(remedies.canonical, split(settings.remedy))) if settings.remedy else None
+        settings = dataclasses.replace(settings, optimizer=optimizers.canonical(settings.optimizer), remedy=chosen)
         origin = store.provenance()
         replicas = distribution.choose(settings.strategy)  # before TensorFlow does anything
         network = get(settings.network)
@@ -91,8 +95,9 @@ class Experiment:
 
     @property
     def as_published(self) -> bool:
-        """Whether network and data are the paper's."""
-        return not self.network.own and self.known_data and self.data.name == self.network.dataset
+        """Whether network, data and training are those of the paper's main part."""
+        plain = self.settings.optimizer == self.usual.optimizer and self.settings.remedy is None
+        return plain and not self.network.own and self.known_data and self.data.name == self.network.dataset
 
     @property
     def batches_as_published(self) -> bool:
@@ -118,18 +123,20 @@ class Experiment:
         return kind(**dataclasses.asdict(self.problem), **settings)
 
     def recipe(self, batch_size: int, seed: int | None = None, epochs: int | None = None, **settings) -> Recipe:
-        """Return a recipe with the seed, length and precision that the settings name, unless told otherwise.
+        """Return a recipe as the settings say, unless told otherwise.
 
-        Raises `UserError` where the data are too few.
+        Raises `UserError` where the data are too few, or not for a remedy.
         """
-        return self.request(
-            Recipe,
-            batch_size=batch_size,
-            epochs=self.settings.epochs if epochs is None else epochs,
-            seed=self.settings.seed if seed is None else seed,
-            precision=self.settings.precision,
-            **settings,
-        ).check(self.data)
+        asked = self.settings
+        usual = {
+            "epochs": asked.epochs if epochs is None else epochs,
+            "seed": asked.seed if seed is None else seed,
+            "precision": asked.precision,
+            "optimizer": asked.optimizer,
+            "remedies": split(asked.remedy) if asked.remedy else (),
+            "until_converged": asked.until_converged,
+        }
+        return self.request(Recipe, batch_size=batch_size, **(usual | settings)).check(self.data)
 
     @cached_property
     def runner(self) -> Runner:
@@ -217,7 +224,9 @@ class Experiment:
             what += f", sharpness over the first {settings.sharpness_samples:,} samples"
         seeds = f"{settings.trials} trials" if several and settings.trials > 1 else f"seed {settings.seed}"
         definition = f" ({settings.definition} definition)" if len(self.network.definitions) > 1 else ""
-        return f"{what}\n{self.network.name} on {self.data.name}{definition}, {seeds}"
+        named = [settings.optimizer] * (settings.optimizer != self.usual.optimizer) + [settings.remedy or ""]
+        how = "".join(f", {text}" for text in (*named, "until converged" * settings.until_converged) if text)
+        return f"{what}\n{self.network.name} on {self.data.name}{definition}, {seeds}{how}"
 
     def report(
         self,

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, run_python
 
 FLOORS = {  # from the ground up, as in docs/design.md; a module imports from its own floor and from lower ones
-    "ground": {"backend", "dataset_sources", "datasets", "distribution", "errors", "store"},
+    "ground": {"backend", "dataset_sources", "datasets", "distribution", "errors", "named", "store"},
     "mathematics": {
         *("hessian", "layers", "networks", "objective", "optimizers", "remedies", "sharpness_metric", "subspace"),
         "training",
