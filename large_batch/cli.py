@@ -52,6 +52,11 @@ def list_word(prefix: str) -> Callable[[tuple], str]:
     return lambda values: "-".join(f"{prefix}{value}" for value in values)
 
 
+def named_word(text: str) -> str:
+    """Return the word of things chosen by name (`named.split`)."""
+    return re.sub("[:,]", "-", text).replace("=", "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of every script that trains."""
@@ -81,6 +86,25 @@ class Settings:
         "{}",
         "What to train",
         choices=("float32", "bfloat16"),
+    )
+    optimizer: str = setting(
+        "adam",
+        "adam, adagrad, sgd or adaqn, with settings as in sgd:momentum=0.9,learning_rate=0.1; see optimizers.py.",
+        named_word,
+        "What to train",
+    )
+    remedy: str | None = setting(
+        None,
+        "What changes the training, with commas: augment, conservative, adversarial, stability, sam, asam; with "
+        "settings as in augment,sam:radius=0.1; see remedies.py.",
+        named_word,
+        "What to train",
+    )
+    until_converged: bool = setting(
+        False,
+        "End each training, after --epochs at the latest, once the loss of 10 epochs is not 1 % below all before.",
+        lambda _: "converged",
+        "What to train",
     )
     retrain: bool = setting(False, "Train anew, whatever is stored.", group="What to train")
     strategy: str = setting(

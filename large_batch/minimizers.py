@@ -252,7 +252,7 @@ class Minimizers:
         # Epoch by epoch
         with signals_noted() as signals:
             stop = False
-            while loop.epoch < recipe.epochs and not stop:
+            while not (loop.ended or stop):
                 try:
                     samples, stop = loop.advance(signals.first is not None)
                     stop = stop or (
@@ -299,7 +299,7 @@ class Minimizers:
 def _stored_history(recipe: Recipe, folder: store.Folder) -> list[Epoch]:
     with store.reading(folder.path):
         history = store.read_csv(folder.path / "history.csv", Epoch)
-        if len(history) != recipe.epochs:
+        if len(history) > recipe.epochs or not recipe.ends(history):
             raise ValueError(f"{len(history)} epochs in history.csv")
     return history
 

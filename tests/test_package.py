@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, run_python
 
 FLOORS = {  # from the ground up, as in docs/design.md; a module imports from its own floor and from lower ones
-    "ground": "archives backend dataset_sources datasets distribution errors store timit",
+    "ground": "archives backend dataset_sources datasets distribution errors named store timit",
     "mathematics": "hessian layers networks objective optimizers remedies sharpness_metric spectrum subspace surface "
     "training",
     "kept results": "measurements minimizers planes spectra",
