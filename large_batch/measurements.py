@@ -7,6 +7,7 @@ they are known.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ import numpy as np
 from large_batch import hessian, layers, store
 from large_batch.datasets import DataSet
 from large_batch.distribution import Replicas
+from large_batch.errors import UserError
 from large_batch.hessian import PASSES, Curvature
+from large_batch.models import read_weights
 from large_batch.networks import Network, Problem
-from large_batch.objective import Objective, read_weights
+from large_batch.objective import Objective
 from large_batch.sharpness_metric import SCALE, SharpnessResult, sharpness
 from large_batch.subspace import RandomSubspace
 from large_batch.training import Recipe
@@ -46,12 +49,10 @@ class Objectives:
         """Where each layer's weights are; see `layers.parts`."""
         return layers.parts(self._model)
 
-    def _fixed(self) -> list[np.ndarray]:
-        return [np.asarray(variable) for variable in self._model.non_trainable_variables]
-
     def read(self, path: str) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return the weights in a file, (n,), and the state with them; raises `UserError` as `read_weights` does."""
-        return read_weights(self._model, path), self._fixed()
+        point = read_weights(self._model, path)
+        return point.weights, point.state
 
     def take_state(self, state: list[np.ndarray]) -> None:
         """Evaluate with these values of what is not trainable from now on."""
@@ -75,7 +76,8 @@ class Objectives:
     def _objective(self, half: str, x: np.ndarray, y: np.ndarray, samples: int | None) -> Objective:
         key = half, min(samples or len(x), len(x))
         if key not in self._made:
-            settings = {"outputs": self._network.outputs, "replicas": self._replicas, "frames": self._data.frames}
+            settings = {"outputs": self._network.outputs, "replicas": self._replicas}
+            settings["prepare"] = layers.preparation(self._data)
             self._made[key] = Objective(self._model, x[: key[1]], y[: key[1]], **settings)
         return self._made[key]
 
@@ -112,14 +114,18 @@ class Request(Problem):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Loss (nats), the same with Keras 1's clipped softmax, and accuracy (percent), on training and test set."""
+    """Loss (nats), the same with Keras 1's clipped softmax, and accuracy (percent), on training and test set.
 
-    train_loss: float
-    train_clipped_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_clipped_loss: float
-    test_accuracy: float
+    Where a loss is not finite, all three are None, and `note` says so.
+    """
+
+    train_loss: float | None
+    train_clipped_loss: float | None
+    train_accuracy: float | None
+    test_loss: float | None
+    test_clipped_loss: float | None
+    test_accuracy: float | None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +141,16 @@ class EvaluationRequest(Request):
 
     def compute(self, objectives: Objectives, w: np.ndarray, subspace: None, report: Report) -> Evaluated:
         """Evaluate at the weights w, shape (n,)."""
-        numbers = []
-        for objective in (objectives.train(), objectives.test()):
-            numbers += dataclasses.astuple(objective.evaluate(w))
-            report(objective.samples, f"loss {numbers[-3]:.4g}, accuracy {numbers[-1]:.2f} %")
-        return Evaluated(*numbers)
+        numbers, notes = [], []
+        for half, objective in (("training", objectives.train()), ("test", objectives.test())):
+            found = objective.evaluate(w)
+            report(objective.samples, f"loss {found.loss:.4g}, accuracy {found.accuracy:.2f} %")
+            if np.isfinite(found.loss):
+                numbers += dataclasses.astuple(found)
+            else:
+                numbers += [None] * 3
+                notes.append(f"loss not finite on the {half} set")
+        return Evaluated(*numbers, note=", ".join(notes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,10 +384,19 @@ def load_or_compute(
             store.set_aside(path, "is damaged or holds another measurement")
         began = time.monotonic()
         result = compute()
+        _check_finite(request, result)
         measured = Measured(request, result, origin.after(time.monotonic() - began))
         if replicas.chief:
             store.write_record(path, measured)
     return measured
+
+
+def _check_finite(request: Request, result: object) -> None:
+    """Raise `UserError` where a number is none, which JSON cannot hold and nobody should take for a result."""
+    try:
+        json.dumps(dataclasses.asdict(result), allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"The {request.kind} of {request.name} is not finite, so it is not kept.") from error
 
 
 def _path(run_dir: str | Path, request: Request) -> Path:
