@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from math import prod
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from large_batch.backend import keras, tf
-from large_batch.datasets import DataSet
 from large_batch.errors import UserError
+
+if TYPE_CHECKING:
+    from large_batch.datasets import DataSet
 
 Outputs = Literal["logits", "softmax"]  # of a network
 RECOMPUTE_BYTES = 8 * 2**30  # what a gradient may keep of the layers' outputs
@@ -211,12 +213,17 @@ def cross_entropy(outputs: tf.Tensor, y: tf.Tensor, kind: Outputs) -> tuple[tf.T
     return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits), logits
 
 
+def penalty(losses: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor | int:
+    """Return the sum of what a model adds to the mean loss (`model.losses`), 0 where it adds nothing."""
+    return sum(tf.reduce_sum(tf.cast(loss, dtype)) for loss in losses)
+
+
 def pixels(x: tf.Tensor) -> tf.Tensor:
     """Scale uint8 pixels to float32 in [0, 1]; the original's only preprocessing. Floats pass as they are."""
     return tf.cast(x, tf.float32) / 255 if x.dtype == tf.uint8 else x
 
 
-def preparation(data: DataSet) -> Callable[[tf.Tensor], tf.Tensor]:
+def preparation(data: "DataSet") -> Callable[[tf.Tensor], tf.Tensor]:
     """Return what a network receives of the samples of a data set: scaled pixels, or windows of frames."""
     return data.frames.splice if data.frames else pixels
 

@@ -104,10 +104,10 @@ class SurfaceRequest(Request):
             numbers = []
             for objective in (objectives.train(self.samples), objectives.test(self.samples)):
                 found = objective.evaluate(weights)
-                numbers += found.loss, found.accuracy
+                numbers += (found.loss, found.accuracy) if np.isfinite(found.loss) else (None, None)
                 report(objective.samples, f"row {self.row + 1}/{self.points}")
             columns.append(numbers)
-        values = np.transpose(columns).tolist()
+        values = [list(column) for column in zip(*columns, strict=True)]
         plane = w.plane
         return SurfaceRow([p[0] for p in places], float(b), *values, plane.marks.tolist(), plane.axis_values.tolist())
 
@@ -170,7 +170,7 @@ def assembled(rows: Sequence[SurfaceRow]) -> tuple[Surface, Surface]:
     line = len(rows[0].marks[0]) == 1
 
     def values(name: str) -> np.ndarray:
-        found = np.array([getattr(row, name) for row in rows])
+        found = np.array([getattr(row, name) for row in rows], float)  # NaN where it was not finite
         return found.reshape(1, -1) if line else found
 
     a = values("a")[0]
