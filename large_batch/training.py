@@ -211,7 +211,8 @@ class TrainingLoop:
         if self._track:
             model, x, y = recipe.build(network, data), data.x_train, data.y_train
             some = slice(self._track.samples)
-            self._followed = Objective(model, x[some], y[some], outputs=network.outputs, replicas=replicas)
+            settings = {"outputs": network.outputs, "prepare": layers.preparation(data), "replicas": replicas}
+            self._followed = Objective(model, x[some], y[some], **settings)
 
     @property
     def epoch(self) -> int:
