@@ -114,7 +114,8 @@ class SurfaceRequest(Request):
 
 @dataclass(frozen=True, eq=False)
 class Footing:
-    """A plane, and the states that are not trainable of the minimizers that it is made of; mixed like the weights."""
+    """A plane, and the states that are not trainable of the minimizers that it is made of: their floats are mixed like
+    the weights, the rest is the first's."""
 
     plane: Plane
     states: list[list[np.ndarray]]
@@ -123,8 +124,12 @@ class Footing:
         """Return the weights, (n,), at coordinates, (d,), and the state with them."""
         shares = np.asarray(coordinates) @ self.plane.mixture
         shares[0] += 1
-        arrays = zip(*self.states, strict=True)
-        state = [sum(s * a for s, a in zip(shares, group, strict=True)).astype(group[0].dtype) for group in arrays]
+        state = [
+            sum(s * a for s, a in zip(shares, group, strict=True)).astype(group[0].dtype)
+            if group[0].dtype.kind == "f"
+            else group[0]
+            for group in zip(*self.states, strict=True)
+        ]
         return self.plane.at(coordinates), state
 
 
