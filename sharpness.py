@@ -22,6 +22,7 @@ import numpy as np
 from large_batch import cli, paper
 from large_batch.cli import setting
 from large_batch.errors import UserError
+from large_batch.networks import STATISTICS
 from large_batch.sharpness_metric import ITERATIONS, MEASURES, SCALE, SOLVERS, SharpnessResult, sharpness
 from large_batch.subspace import MANIFOLDS, check_dimension
 
@@ -68,6 +69,13 @@ class Settings(cli.PairSettings):
     rescale: tuple[float, ...] = setting(
         (1.0,), "Factors of the weights before a batch normalisation, with commas.", cli.list_word("x"), GROUP
     )
+    statistics: str = setting(
+        STATISTICS[0],
+        "Of ordinary batch normalisation; see large_batch/statistics.py.",
+        "{}",
+        GROUP,
+        choices=STATISTICS,
+    )
     curvature: bool = setting(
         False, "Look at the Hessian instead; uses the largest eps, dimension and manifold only.", "", GROUP
     )
@@ -104,13 +112,15 @@ def requests(experiment: Experiment) -> list[Request]:
 
     settings = experiment.settings
     drawn = {"dimension": settings.dimension, "manifold": settings.manifold}
+    experiment.check_statistics(settings.statistics)
     if settings.curvature:
-        where = {"epsilon": settings.eps[0], "samples": settings.curvature_samples}
+        where = {"epsilon": settings.eps[0], "samples": settings.curvature_samples, "statistics": settings.statistics}
         return [experiment.request(CurvatureRequest, **where, **drawn, rescale=factor) for factor in settings.rescale]
     places = [{"space": "full"}] if "full" in settings.space else []
     if "random" in settings.space:
         places += [{"space": "random", "trial": trial, **drawn} for trial in range(settings.trials)]
     how = {"iterations": settings.iterations, "scale": settings.scale, "samples": experiment.sharpness_samples}
+    how["statistics"] = settings.statistics
     return [
         experiment.request(SharpnessRequest, epsilon=size, solver=name, rescale=factor, measure=measure, **how, **place)
         for place in places
