@@ -22,6 +22,7 @@ from large_batch.networks import DEFINITIONS, PRECISIONS, Network, find, seeded
 
 Layers = list[keras.layers.Layer]
 Start = Callable[..., keras.initializers.Initializer]  # from a seed to how kernels start
+IMAGES = {"data_format": "channels_last"}  # said to each layer, whatever a user's keras.json says, as its dtype is
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Parts:
         return [keras.layers.Dense(units, activation="relu", **self._kernel())]
 
     def conv(self, filters: int, size: int, stride: int = 1, start: Start | None = None) -> Layers:
-        convolution = keras.layers.Conv2D(filters, size, strides=stride, padding="same", **self._kernel(start))
+        convolution = keras.layers.Conv2D(
+            filters, size, strides=stride, padding="same", **IMAGES, **self._kernel(start)
+        )
         return [convolution, *self._activation()]
 
     def pool(self, size: int) -> Layers:
@@ -57,15 +60,15 @@ class Parts:
         zeros stand for nothing, as all inputs are outputs of a ReLU.
         """
         if self.definition == "paper":
-            return [keras.layers.MaxPooling2D(size, strides=2, padding="same", dtype=self.dtype)]
-        border = keras.layers.ZeroPadding2D(((1, size - 2),) * 2, dtype=self.dtype)
-        return [border, keras.layers.MaxPooling2D(size, strides=2, dtype=self.dtype)]
+            return [keras.layers.MaxPooling2D(size, strides=2, padding="same", **IMAGES, dtype=self.dtype)]
+        border = keras.layers.ZeroPadding2D(((1, size - 2),) * 2, **IMAGES, dtype=self.dtype)
+        return [border, keras.layers.MaxPooling2D(size, strides=2, **IMAGES, dtype=self.dtype)]
 
     def drop(self, rate: float) -> Layers:
         return [Dropout(rate, next(self.seeds), dtype=self.dtype)]
 
     def flatten(self) -> Layers:
-        return [keras.layers.Flatten(dtype=self.dtype)]
+        return [keras.layers.Flatten(**IMAGES, dtype=self.dtype)]
 
     def logits(self, classes: int) -> Layers:
         return [keras.layers.Dense(classes, **self._kernel()), keras.layers.Activation("linear", dtype="float32")]
@@ -127,7 +130,7 @@ def vgg11(parts: Parts) -> Layers:
     for filters in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
         for width in filters:
             layers += parts.conv(width, 3, start=he_fan_out)
-        layers += [keras.layers.MaxPooling2D(2, dtype=parts.dtype)]
+        layers += [keras.layers.MaxPooling2D(2, **IMAGES, dtype=parts.dtype)]
     layers += parts.flatten()
     for _ in range(2):
         layers += [*parts.drop(0.5), *parts.plain_dense(4096)]
@@ -143,7 +146,8 @@ def classifier(
         seeds = iter(np.random.SeedSequence(seed).generate_state(256).tolist())
         parts = Parts(definition, seeds, keras.DTypePolicy(PRECISIONS[precision]), start)
         layers = [*hidden_layers(parts), *parts.logits(classes)]
-        return keras.Sequential([keras.Input(network.input_shape), *layers], name=network.name)
+        inputs = keras.Input(network.input_shape, dtype="float32")
+        return keras.Sequential([inputs, *layers], name=network.name)
 
     return build
 

@@ -67,13 +67,39 @@ def rms_difference(alphas: list[float], points: list[Evaluated], original: list[
     Losses (nats) are compared clipped, as the original's are; accuracies in percent points.
     """
     published = [point.alpha for point in original]
-    inside = [i for i, alpha in enumerate(alphas) if original and published[0] <= alpha + 1e-9 <= published[-1] + 2e-9]
+    within = [bool(original) and published[0] <= alpha + 1e-9 <= published[-1] + 2e-9 for alpha in alphas]
+    inside = [i for i, point in enumerate(points) if within[i] and not point.note]
     differences = {}
     for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy") if inside else ():
         ours = [getattr(points[i], name.replace("_loss", "_clipped_loss")) for i in inside]
         theirs = np.interp([alphas[i] for i in inside], published, [getattr(point, name) for point in original])
         differences[name] = float(np.sqrt(np.mean(np.square(np.subtract(ours, theirs)))))
     return differences
+
+
+def rows(alphas: list[float], curves: dict[str, list[Evaluated]]) -> list[dict]:
+    """Return the rows of the .csv file, a point each, with policies and notes where there are some."""
+    noted = any(point.note for points in curves.values() for point in points)
+    left_out = (set() if noted else {"note"}) | (set() if len(curves) > 1 else {"statistics"})
+    return [
+        {name: value for name, value in found.items() if name not in left_out}
+        for policy, points in curves.items()
+        for alpha, point in zip(alphas, points, strict=True)
+        for found in [{"statistics": policy, "alpha": alpha} | asdict(point)]
+    ]
+
+
+def not_finite(alphas: list[float], points: list[Evaluated]) -> dict:
+    """Say where the loss is not finite; return what the .json file has of it."""
+    notes = {alpha: point.note for alpha, point in zip(alphas, points, strict=True) if point.note}
+    if notes:
+        print(f"Not finite at {len(notes)} of {len(points)} points, the first at alpha {next(iter(notes)):g}.")
+    return {"not_finite": notes} if notes else {}
+
+
+def number(value: float | None, style: str) -> str:
+    """Return a cell of the table."""
+    return "not finite" if value is None else format(value, style)
 
 
 def table(ends: list[Evaluated], distances: list[float | None], published: paper.Accuracy | None) -> str:
@@ -83,24 +109,16 @@ def table(ends: list[Evaluated], distances: list[float | None], published: paper
     ratio = "-" if None in distances else f"{distances[0] / distances[1]:.2f}"
     rows = [["", "SB, alpha = 0", "LB, alpha = 1", "paper SB", "paper LB"]]
     for half in ("train", "test"):
-        ours = [f"{getattr(end, f'{half}_accuracy'):.2f}" for end in ends]
+        ours = [number(getattr(end, f"{half}_accuracy"), ".2f") for end in ends]
         theirs = [str(getattr(published, f"{half}_{side}")) if published else "" for side in ("small", "large")]
         rows.append([f"{half} accuracy (%)", *ours, *theirs])
     rows += [
-        [f"{half} loss", *(f"{getattr(end, f'{half}_loss'):.4g}" for end in ends), "", ""] for half in ("train", "test")
+        [f"{half} loss", *(number(getattr(end, f"{half}_loss"), ".4g") for end in ends), "", ""]
+        for half in ("train", "test")
     ]
     rows.append(["distance from start", *("-" if d is None else f"{d:.2f}" for d in distances), "", ""])
     rows.append(["ratio of distances SB/LB", ratio, "", "{} - {}".format(*paper.DISTANCE_RATIO), ""])
     return tables.lay_out(rows)
-
-
-def rows(alphas: list[float], curves: dict[str, list[Evaluated]]) -> list[dict]:
-    """Return the rows of the .csv file, a point each; where there are several policies, each names its own."""
-    return [
-        ({"statistics": policy} if len(curves) > 1 else {}) | {"alpha": alpha} | asdict(point)
-        for policy, points in curves.items()
-        for alpha, point in zip(alphas, points, strict=True)
-    ]
 
 
 def main(settings: Settings) -> None:
@@ -140,6 +158,7 @@ def main(settings: Settings) -> None:
     for name, value in differences.items():
         print(f"RMS difference to the original figure, {name}: {value:.3g}")
     summary = {"small_batch": sides[0], "large_batch": sides[1], "rms_difference_to_original": differences}
+    summary |= not_finite(alphas, points)
     figure = figures.paths(alphas, curves, original, title, CURVES[settings.curve])
     experiment.write("", rows(alphas, curves), summary, {"": figure})
 

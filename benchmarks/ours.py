@@ -6,6 +6,7 @@ from rooms import batch_of, data_of, recipe_of
 
 import network_zoo
 from large_batch import training
+from large_batch.layers import pixels
 from large_batch.objective import Objective, flat_weights
 
 
@@ -35,7 +36,7 @@ class Ours:
             self.run = self._train
         else:
             model = known.build()
-            objective, self._w = Objective(model, data.x_train, data.y_train), flat_weights(model)
+            objective, self._w = Objective(model, data.x_train, data.y_train, prepare=pixels), flat_weights(model)
             self._measure = {
                 "loss": objective.value,
                 "loss and gradient": objective.value_and_gradient,

@@ -33,6 +33,7 @@ def main() -> None:
     """Train, evaluate, print the table and write it."""
     import network_zoo
     from large_batch import store, tables
+    from large_batch.layers import pixels
     from large_batch.minimizers import Minimizers
     from large_batch.networks import PRECISIONS
     from large_batch.objective import Objective
@@ -42,7 +43,10 @@ def main() -> None:
         network = network_zoo.get(name)
         data = data_of(name)
         model, samples = network.build(), len(data.x_train)
-        on_train, on_test = Objective(model, data.x_train, data.y_train), Objective(model, data.x_test, data.y_test)
+        on_train, on_test = (
+            Objective(model, data.x_train, data.y_train, prepare=pixels),
+            Objective(model, data.x_test, data.y_test, prepare=pixels),
+        )
         rows = [["", "regime", "precision", "seed", "train loss", "train %", "test %", "distance"]]
         for regime, batch in (("SB", network.small_batch(samples)), ("LB", network.large_batch(samples))):
             for seed in SEEDS[name]:

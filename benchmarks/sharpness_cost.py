@@ -57,13 +57,14 @@ class Paraboloid:
 def share(network_name: str) -> Share:
     """Measure one network in this process."""
     import network_zoo
+    from large_batch.layers import pixels
     from large_batch.objective import Objective, flat_weights
     from large_batch.sharpness_metric import sharpness
 
     samples = len(data_of(network_name).x_train)
     data = data_of(network_name, CHUNK)
     model = network_zoo.get(network_name).build()
-    objective = Objective(model, data.x_train, data.y_train)
+    objective = Objective(model, data.x_train, data.y_train, prepare=pixels)
     w = flat_weights(model)
     objective.value_and_gradient(w)  # compiles
     result = sharpness(objective, w, 5e-4)
@@ -75,12 +76,15 @@ def share(network_name: str) -> Share:
 def growth_with_samples(network_name: str) -> Growth:
     """Time the gradient over three sizes, twice in turns; the faster one counts."""
     import network_zoo
+    from large_batch.layers import pixels
     from large_batch.objective import Objective, flat_weights
 
     model = network_zoo.get(network_name).build()
     w = flat_weights(model)
     data = data_of(network_name)
-    objectives = [Objective(model, data.x_train[:size], data.y_train[:size]) for size in SIZES[network_name]]
+    objectives = [
+        Objective(model, data.x_train[:size], data.y_train[:size], prepare=pixels) for size in SIZES[network_name]
+    ]
     for objective in objectives:
         objective.value_and_gradient(w)  # compiles
     seconds = [[_seconds(lambda o=objective: o.value_and_gradient(w)) for objective in objectives] for _ in range(2)]

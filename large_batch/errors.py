@@ -21,6 +21,11 @@ class BusyError(RuntimeError):
     """Another process is doing just this; the message says which."""
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error says, in short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Interrupted(KeyboardInterrupt):  # noqa: N818, after its parent
     """SIGINT or SIGTERM, noticed where everything is kept; the message says how to continue (exit code 130 or 143)."""
 

@@ -214,6 +214,8 @@ class Experiment:
         def solution(minimizer: str, recipe: Recipe) -> Solution:
             at, (first, *others) = self.minimizers.stored(recipe), [found[item] for item in wanted[recipe]]
             digest = first.measurement.weights_digest
+            if first.result.note:
+                raise UserError(f"{recipe.name} is no minimizer: {first.result.note}.")
             return Solution(minimizer, recipe, at.provenance, digest, at.distance, first, others)
 
         return {regime: [solution(regime, recipe) for recipe in group] for regime, group in regimes.items()}
@@ -279,9 +281,9 @@ class Experiment:
 
     def _values(self, solutions: Sequence[Solution]) -> Iterator[Value]:
         for solution in solutions:
-            numbers = dataclasses.asdict(solution.evaluation.result) | {
-                "distance_from_start": solution.distance_from_start
-            }
+            numbers = dataclasses.asdict(solution.evaluation.result)
+            del numbers["note"]  # there is none
+            numbers["distance_from_start"] = solution.distance_from_start
             for quantity, number in numbers.items():
                 yield self.value(solution.minimizer, solution.recipe, quantity, number)
             for measured in solution.sharpness:

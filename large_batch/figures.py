@@ -17,6 +17,7 @@ from large_batch.paper import EPSILONS, CurvePoint
 
 LOSS, ACCURACY, LOSS_MUTED, ACCURACY_MUTED = "#1f4fd8", "#d62222", "#b4c3ea", "#efb9b9"
 GROWING = "#2a8c3c"
+KINDS = "loss", "clipped_loss"
 MARKERS = dict(zip(EPSILONS, ("o", "s"), strict=True))  # of sharpness
 
 MEASURE_TITLES = {
@@ -46,8 +47,9 @@ def parametric_plot(
     """Draw Figure 3 or 7: cross-entropy (left, blue) and accuracy (right, red) against alpha, training set solid and
     test set dashed, with the original's curves behind in muted tones where there are any.
 
-    `points` are `measurements.Evaluated`, one an alpha. Where Keras 1's clipping of the softmax changes the loss
-    visibly, the clipped loss, which is what the original shows, is drawn dotted.
+    `points` are `measurements.Evaluated`, one an alpha; the curves have a gap where the loss is not finite. Where Keras
+    1's clipping of the softmax changes the loss visibly, the clipped loss, which is what the original shows, is drawn
+    dotted.
     """
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     left = figure.add_subplot()
@@ -57,17 +59,12 @@ def parametric_plot(
         (alphas, points, LOSS, ACCURACY, 1.6),
     ):
         for half, line in (("train", "-"), ("test", "--")):
-            left.plot(places, [getattr(point, f"{half}_loss") for point in curve], line, color=loss, lw=width)
-            right.plot(places, [getattr(point, f"{half}_accuracy") for point in curve], line, color=accuracy, lw=width)
-    clipped = any(
-        getattr(point, f"{half}_loss") > 1.01 * getattr(point, f"{half}_clipped_loss") + 0.01
-        for point in points
-        for half in ("train", "test")
-    )
+            left.plot(places, _numbers(curve, f"{half}_loss"), line, color=loss, lw=width)
+            right.plot(places, _numbers(curve, f"{half}_accuracy"), line, color=accuracy, lw=width)
+    exact, clip = (np.array([_numbers(points, f"{half}_{kind}") for half in ("train", "test")]) for kind in KINDS)
+    clipped = (exact > 1.01 * clip + 0.01).any()
     if clipped:
-        for half in ("train", "test"):
-            losses = [getattr(point, f"{half}_clipped_loss") for point in points]
-            left.plot(alphas, losses, ":", color=LOSS, lw=1.2)
+        left.plot(alphas, clip.T, ":", color=LOSS, lw=1.2)
     left.set_xlabel(rf"$\alpha$   (0: small batch, 1: large batch; {path_label})")
     left.set_ylabel("Cross Entropy", color=LOSS)
     right.set_ylabel("Accuracy (%)", color=ACCURACY)
@@ -116,6 +113,11 @@ def statistics_policies(alphas: list[float], curves: dict[str, list], title: str
     handles, labels = below.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(curves), frameon=False)
     return figure
+
+
+def _numbers(points: list, name: str) -> np.ndarray:
+    """One quantity of all points, a gap where it is not finite."""
+    return np.array([getattr(point, name) for point in points], float)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy.linalg import eigvalsh
 from scipy.sparse import eye_array
 from scipy.sparse.linalg import ArpackError, LinearOperator, aslinearoperator, eigsh
 
-from large_batch import sharpness_metric
+from large_batch import functions, sharpness_metric
 from large_batch.errors import MachineError, UserError
+from large_batch.functions import Point, SmoothFunction
 from large_batch.subspace import RandomSubspace
 
 EIGENVALUES, DIRECTIONS = 5, 100  # how many to compute, and to sample
@@ -24,14 +24,6 @@ TOLERANCE = 1e-3  # relative, of eigenvalues
 
 PASSES = {"loss": 1, "gradient": 3, "product": 9}  # what each costs, in forward passes over the data
 Report = Callable[[int, str], None]  # receives the passes since the last report, and a note
-
-
-class Function(Protocol):
-    """What is measured: `objective.Objective`, or any twice differentiable function of n weights."""
-
-    def value(self, w: np.ndarray) -> float: ...
-    def value_and_gradient(self, w: np.ndarray) -> tuple[float, np.ndarray]: ...
-    def hessian_vector_product(self, w: np.ndarray, v: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -73,8 +65,8 @@ class Curvature:
 
 
 def curvature(
-    objective: Function,
-    w: np.ndarray,
+    objective: SmoothFunction,
+    w: np.ndarray | Point,
     eps: float,
     subspace: RandomSubspace,
     *,
@@ -85,14 +77,16 @@ def curvature(
     """Return the curvature of `objective` at the minimizer `w`, shape (n,).
 
     `eps` is the half-width of the box that is searched and sampled, `subspace` the A of the Ritz values, `eigenvalues`
-    how many to compute, `directions` how many random ones to sample. Raises as `sharpness_metric.sharpness` and
-    `largest_eigenvalues` do.
+    how many to compute, `directions` how many random ones to sample. `objective` is an `Objective` or any twice
+    differentiable function of n weights; one of its Hessian-vector products is compared with differences of gradients
+    first. Raises as `sharpness_metric.sharpness`, `functions.check_product` and `largest_eigenvalues` do.
     """
-
+    if isinstance(w, Point):
+        objective, w = w.hold(objective), w.weights
+    hessian = hessian_operator(objective, w, report)
     sharpness = sharpness_metric.sharpness(
         objective, w, eps, solver="vertex", report=lambda note: report(PASSES["gradient"], f"sharpness {note}")
     )
-    hessian = hessian_operator(objective, w, report)
     values, vectors = largest_eigenvalues(hessian, eigenvalues)
     projection = project(hessian, subspace)
     half_widths = sharpness_metric.half_widths(w, eps)
@@ -103,6 +97,8 @@ def curvature(
     for i in range(directions):
         vertex = half_widths * random.choice([-1.0, 1.0], len(w))
         rises.append(percent * (objective.value(w + vertex) - sharpness.loss))
+        if not np.isfinite(rises[-1]):
+            raise UserError(f"The loss is not finite within epsilon {eps:g} of the minimizer; give a smaller one.")
         report(PASSES["loss"], f"direction {i + 1}/{directions}")
     steep_share = None
     if sharpness.value is not None:
@@ -122,8 +118,15 @@ def expected_products(eigenvalues: int) -> int:
     return 4 * max(20, 2 * eigenvalues + 1)
 
 
-def hessian_operator(objective: Function, w: np.ndarray, report: Report = lambda passes, note: None) -> LinearOperator:
-    """Return the Hessian of `objective` at `w`, shape (n,), as SciPy's symmetric linear operator of shape (n, n)."""
+def hessian_operator(
+    objective: SmoothFunction, w: np.ndarray, report: Report = lambda passes, note: None
+) -> LinearOperator:
+    """Return the Hessian of `objective` at `w`, shape (n,), as SciPy's symmetric linear operator of shape (n, n).
+
+    One product is compared with differences of gradients first; raises as `functions.check` and `check_product` do.
+    """
+    functions.check(objective, w)
+    functions.check_product(objective, w)
     products = 0
 
     def multiply(v: np.ndarray) -> np.ndarray:

@@ -1,15 +1,17 @@
 """Layers of the paper's networks, the loss of their outputs, and gradients that keep less of a batch in memory."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from large_batch.backend import keras, tf
+from large_batch.datasets import DataSet
 from large_batch.errors import UserError
 
 Outputs = Literal["logits", "softmax"]  # of a network
@@ -113,6 +115,13 @@ def set_dropout_step(model: keras.Model, step: int | tf.Tensor) -> None:
             layer.step.assign(step)
 
 
+def call(model: keras.Model, x: Any) -> Any:
+    """Return a model's outputs in inference mode, whether or not its `call` knows of `training`."""
+    parameters = inspect.signature(model.call).parameters.values()
+    knows = any(each.name == "training" or each.kind is each.VAR_KEYWORD for each in parameters)
+    return model(x, training=False) if knows else model(x)
+
+
 def call_recomputing(
     model: keras.Sequential, weights: Sequence[tf.Tensor], x: tf.Tensor, training: bool = False
 ) -> tf.Tensor:
@@ -165,8 +174,8 @@ def _from_kernel_to_kernel(
 def recomputes(model: keras.Model, samples: int) -> bool:
     """Say whether the gradient of so many samples would keep too much, and the model allows `call_recomputing`."""
     batch_statistics = any(isinstance(layer, BatchStatisticsNormalization) for layer in model.layers)
-    allowed = batch_statistics and isinstance(model, keras.Sequential) and not model.non_trainable_variables
-    return allowed and kept_bytes(model, samples) > RECOMPUTE_BYTES
+    plain = isinstance(model, keras.Sequential) and not model.non_trainable_variables and not model.losses
+    return batch_statistics and plain and kept_bytes(model, samples) > RECOMPUTE_BYTES
 
 
 def kept_bytes(model: keras.Model, samples: int, recomputing: bool = False) -> int:
@@ -189,16 +198,22 @@ def _output_bytes(layer: keras.layers.Layer) -> int:
 
 
 def cross_entropy(outputs: tf.Tensor, y: tf.Tensor, kind: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the losses (nats) and the float32 logits of a batch: (m,) and (m, classes), from outputs of a kind."""
-    logits = tf.cast(outputs, tf.float32)
+    """Return the losses (nats) and the logits of a batch: (m,) and (m, classes), float32 or wider, from outputs of a
+    kind."""
+    logits = outputs if outputs.dtype == tf.float64 else tf.cast(outputs, tf.float32)
     if kind == "softmax":
-        logits = tf.math.log(tf.maximum(logits, np.finfo(np.float32).tiny))
+        logits = tf.math.log(tf.maximum(logits, logits.dtype.as_numpy_dtype(np.finfo(np.float32).tiny)))
     return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits), logits
 
 
 def pixels(x: tf.Tensor) -> tf.Tensor:
     """Scale uint8 pixels to float32 in [0, 1]; the original's only preprocessing. Floats pass as they are."""
     return tf.cast(x, tf.float32) / 255 if x.dtype == tf.uint8 else x
+
+
+def preparation(data: DataSet) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return what a network receives of the samples of a data set: scaled pixels, or windows of frames."""
+    return data.frames.splice if data.frames else pixels
 
 
 def rescaled(

@@ -7,6 +7,7 @@ they are known.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 
 from large_batch import hessian, store
 from large_batch.distribution import Replicas
+from large_batch.errors import UserError
 from large_batch.hessian import PASSES, Curvature
 from large_batch.networks import STATISTICS, Problem
 from large_batch.sharpness_metric import SCALE, SharpnessResult, sharpness
@@ -63,14 +65,18 @@ class Request(Problem):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Loss (nats), the same with Keras 1's clipped softmax, and accuracy (percent), on training and test set."""
+    """Loss (nats), the same with Keras 1's clipped softmax, and accuracy (percent), on training and test set.
 
-    train_loss: float
-    train_clipped_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_clipped_loss: float
-    test_accuracy: float
+    Where a loss is not finite, all three are None, and `note` says so.
+    """
+
+    train_loss: float | None
+    train_clipped_loss: float | None
+    train_accuracy: float | None
+    test_loss: float | None
+    test_clipped_loss: float | None
+    test_accuracy: float | None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +92,16 @@ class EvaluationRequest(Request):
 
     def compute(self, objectives: Objectives, w: np.ndarray, subspace: None, report: Report) -> Evaluated:
         """Evaluate at the weights w, shape (n,)."""
-        numbers = []
-        for objective in (objectives.train(), objectives.test()):
-            numbers += dataclasses.astuple(objective.evaluate(w))
-            report(objective.samples, f"loss {numbers[-3]:.4g}, accuracy {numbers[-1]:.2f} %")
-        return Evaluated(*numbers)
+        numbers, notes = [], []
+        for half, objective in (("training", objectives.train()), ("test", objectives.test())):
+            found = objective.evaluate(w)
+            report(objective.samples, f"loss {found.loss:.4g}, accuracy {found.accuracy:.2f} %")
+            if np.isfinite(found.loss):
+                numbers += dataclasses.astuple(found)
+            else:
+                numbers += [None] * 3
+                notes.append(f"loss not finite on the {half} set")
+        return Evaluated(*numbers, note=", ".join(notes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,10 +335,19 @@ def load_or_compute(
             store.set_aside(path, "is damaged or holds another measurement")
         began = time.monotonic()
         result = compute()
+        _check_finite(request, result)
         measured = Measured(request, result, origin.after(time.monotonic() - began))
         if replicas.chief:
             store.write_record(path, measured)
     return measured
+
+
+def _check_finite(request: Request, result: object) -> None:
+    """Raise `UserError` where a number is none, which JSON cannot hold and nobody should take for a result."""
+    try:
+        json.dumps(dataclasses.asdict(result), allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"The {request.kind} of {request.name} is not finite, so it is not kept.") from error
 
 
 def _path(run_dir: str | Path, request: Request) -> Path:

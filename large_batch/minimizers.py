@@ -22,8 +22,9 @@ from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
 from large_batch.errors import SIGNALS, BusyError, Interrupted, MachineError, UserError, signals_noted
+from large_batch.models import point_of, read_weights, write_weights
 from large_batch.networks import Network
-from large_batch.objective import Objective, flat_weights, read_weights, write_weights
+from large_batch.objective import Objective
 from large_batch.training import DivergedError, Epoch, Recipe, TrainingLoop, TrainingState
 
 START = "start.weights.h5"
@@ -91,13 +92,14 @@ class Minimizers:
         history = _stored_history(recipe, folder)
         with store.reading(folder.path):
             model = self.build(recipe)
+            start, end = (read_weights(model, folder.path / name) for name in (START, "minimizer.weights.h5"))
             return Minimizer(
                 recipe,
-                start=read_weights(model, folder.path / START),
-                weights=read_weights(model, folder.path / "minimizer.weights.h5"),
+                start=start.weights,
+                weights=end.weights,
                 history=history,
                 provenance=store.Provenance(**json.loads((folder.path / "provenance.json").read_text())),
-                state=[np.asarray(variable) for variable in model.non_trainable_variables],
+                state=end.state,
             )
 
     def state(self, recipe: Recipe) -> TrainingState:
@@ -227,16 +229,15 @@ class Minimizers:
         self._begin(loop, folder)
         if loop.epoch:
             test_history = _tested(loop.state.history)
-        start = read_weights(self.build(recipe), folder.path / START)
+        start = read_weights(self.build(recipe), folder.path / START).weights
         _add_origin(loop, origin)
         test = None
         if test_history:
-            settings = {"outputs": loop.outputs, "replicas": replicas, "frames": data.frames}
+            settings = {"outputs": loop.outputs, "replicas": replicas, "prepare": layers.preparation(data)}
             test = Objective(self.build(recipe), data.x_test, data.y_test, **settings)
 
         def evaluate(model: keras.Model) -> tuple[float, float]:
-            test.take_state(model)
-            found = test.evaluate(flat_weights(model))
+            found = test.evaluate(point_of(model))
             return found.loss, found.accuracy
 
         # Epoch by epoch
@@ -267,8 +268,8 @@ class Minimizers:
                 shutil.rmtree(_backup(folder), ignore_errors=True)
             if signals.first:
                 raise Interrupted(signals.first, f"The minimizer is kept in {folder.path}.")
-        state = [np.asarray(variable) for variable in loop.model.non_trainable_variables]
-        return Minimizer(recipe, flat_weights(loop.model), start, loop.state.history, origin, state)
+        end = point_of(loop.model)
+        return Minimizer(recipe, end.weights, start, loop.state.history, origin, end.state)
 
     def _begin(self, loop: TrainingLoop, folder: store.Folder) -> None:
         """Restore the last kept state, if there is one; else keep the start, that of the seed or the warm one."""

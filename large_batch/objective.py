@@ -3,233 +3,296 @@
 Everything that needs tf.GradientTape on a full data set lives here; SciPy sees NumPy vectors only.
 """
 
-import os
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import numpy as np
 
-from large_batch import layers, store
+from large_batch import distribution, layers, models, store
 from large_batch.backend import keras, tf
 from large_batch.distribution import ALONE, Replicas
 from large_batch.errors import UserError
-from large_batch.layers import Outputs, cross_entropy, flat_weights, pixels
-from large_batch.timit import Frames
+from large_batch.functions import Point
+from large_batch.layers import BatchStatisticsNormalization, Outputs, flat_weights
+from large_batch.losses import Scores, criterion_of
+from large_batch.models import read_weights, write_weights
+from large_batch.samples import Samples, Tree
 
-__all__ = ["Evaluation", "Objective", "flat_weights", "read_weights", "write_weights"]
+__all__ = ["Evaluation", "Objective", "Point", "flat_weights", "read_weights", "write_weights"]
 
 CHUNK = 5000  # samples evaluated at once, as the original does; batch statistics are those of a chunk
-KERAS_1_EPSILON = 1e-7  # Keras 1 clipped the softmax to [epsilon, 1 - epsilon] before taking the logarithm
+CHUNK_BYTES = 8 * 2**30  # what a chunk may take of a model that does not see the batch
+FEW = 32  # samples that a model is tried with
+TRACED = 61  # samples that tell how large its tensors are: a prime, of which hardly any other size is a multiple
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over a data set: cross-entropy (nats), the same with Keras 1's clipped softmax, accuracy (percent)."""
+    """Means over a data set: the loss (of classes in nats), that with Keras 1's clipped softmax, accuracy (percent).
+
+    What does not apply is NaN: a Keras loss is not clipped, and a regression has no accuracy. Where the loss is not
+    finite nothing else is told.
+    """
 
     loss: float
     clipped_loss: float
     accuracy: float
 
 
+def _as_it_is(x: Tree) -> Tree:
+    return x
+
+
 class Objective:
-    """Mean cross-entropy f(w) of a classifier over a data set (equation 1 of the paper).
+    """Mean loss f(w) of a Keras model over a data set (equation 1 of the paper).
 
     `w` is a float64 vector of shape (n,): the model's trainable variables, flattened and joined in Keras' order. The
     model serves as a function only: its own variables are neither read at evaluation nor changed.
 
     Its variables that are not trainable (moving statistics, frozen layers) take the values in `state`, a list of arrays
     in Keras' order: those that the model had when the objective was made, until others are assigned. Ordinary
-    BatchNormalization thus works in inference mode, with the statistics of the minimizer that `state` belongs to.
+    BatchNormalization thus works in inference mode. Where w is a `Point`, as `read_weights` returns it, the state is
+    the point's own.
 
-    The value is deterministic: samples in their given order, in near-equal chunks of at most 5000, dropout off,
-    computed in float32, summed in float64. Each chunk may be split over replicas, which changes no more than rounding.
+    The value is deterministic: samples in their given order, in near-equal chunks of at most 5000 (fewer where these
+    would take more than 8 GiB or the memory there is), dropout off, computed in the model's own precision, summed in
+    float64. Each chunk may be split over replicas, which changes no more than rounding.
     """
+
+    repeats = True  # the model is called twice, on a few samples, when the objective is made
 
     def __init__(
         self,
         model: keras.Model,
-        x: np.ndarray,
-        y: np.ndarray,
+        x: Tree | tf.data.Dataset,
+        y: Tree = None,
+        sample_weight: Tree = None,
+        *,
+        loss: Any = None,
+        outputs: Outputs | None = None,
+        prepare: Callable[[Tree], Tree] | None = None,
         chunk: int = CHUNK,
-        outputs: Outputs = "logits",
         replicas: Replicas = ALONE,
-        frames: Frames | None = None,
     ):
-        """Take a model from (m, ...) inputs to (m, classes) outputs, samples x and their labels y of shape (m,).
+        """Take a model and the data that its loss is of.
 
-        `outputs` states what the model's outputs are: "logits", or the probabilities of a "softmax", of which the loss
-        is finite too, but exact only as far as float32 holds a probability. Samples of type uint8 are taken as pixels
-        and scaled to [0, 1], with `frames` as windows of these, which are spliced. Raises `UserError` where samples,
-        labels and outputs do not fit together, or the outputs are evidently not what is stated.
+        Args:
+            model: Any Keras model in float32 or float64.
+            x: Samples, an array (m, ...) or a dictionary or list of such; or a `tf.data.Dataset` of batches of x,
+                (x, y) or (x, y, sample_weight), which is read into memory.
+            y: Labels, likewise. For `outputs` class numbers, (m,) or (m, 1), or one-hot rows.
+            sample_weight: What each sample's loss is multiplied with, (m,). The sum is divided by m, as Keras does.
+            loss: Whatever `compile(loss=...)` takes. The value is then what `evaluate` says of all samples as one
+                batch, `model.losses` (regularisation) included.
+            outputs: Instead of a loss, what the outputs (m, classes) are: "logits", or the probabilities of a
+                "softmax", of which the loss is finite too, but exact only as far as the type holds a probability. The
+                loss is the cross-entropy, and `model.losses`. Without either it is the loss that the model is compiled
+                with, or else that of logits.
+            prepare: What makes of a chunk of x, on the device, what the model receives; default: x as it is.
+            chunk: How many samples are evaluated at once, at most.
+            replicas: The devices that share a chunk.
+
+        Raises:
+            UserError: Where samples, labels, outputs and loss do not fit together, the outputs are evidently not what
+                is stated, or change from call to call.
         """
-        self.model = model
-        self.samples = len(x)
-        self.outputs = outputs
-        self.replicas = replicas
-        self._inputs = frames.splice if frames else pixels
-        self._check(x, y)
-        self._recompute = layers.recomputes(model, -(-min(len(x), chunk) // replicas.count))
+        self.model, self.replicas, self._prepare = model, replicas, prepare or _as_it_is
+        self._stated = {"loss": loss, "outputs": outputs}
+        self._criterion = criterion_of(model, loss, outputs)
+        data = Samples.read(x, y, sample_weight)
+        self._data = Samples(data.x, self._criterion.labels(data.y), data.weights)
+        self.samples = len(self._data)
+        few = self._data.rows(0, FEW)
+        self._criterion.check(models.call_twice(model, few, self._prepare), few, self._data.y)
+        if replicas.count > 1 and not self._criterion.shards:
+            raise UserError("A Keras loss is taken on one device; state what the outputs are instead.")
         self.take_state(model)
-        self.shapes = [tuple(variable.shape) for variable in model.trainable_variables]
+        variables = model.trainable_variables
+        self.shapes = [tuple(variable.shape) for variable in variables]
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
-        pieces = -(-len(x) // chunk)
-        self._chunks = [
-            (tf.constant(xs), tf.constant(ys.astype(np.int32)))
-            for xs, ys in zip(np.array_split(x, pieces), np.array_split(y, pieces), strict=True)
+        self._dtype = np.float64 if any(variable.dtype == "float64" for variable in variables) else np.float32
+        chunk = self._fitting(min(chunk, self.samples))
+        self._chunks = [piece.tensors() for piece in self._data.pieces(-(-self.samples // chunk))]
+
+    def _fitting(self, chunk: int) -> int:
+        """Return how many samples to evaluate at once, of `chunk` that are asked for; warn where these may not fit."""
+        if not self._criterion.splits:
+            chunk = self.samples
+        per_replica, free = -(-chunk // self.replicas.count), distribution.free_bytes()
+        self._recompute = layers.recomputes(self.model, per_replica)
+        if any(isinstance(layer, BatchStatisticsNormalization) for layer in self.model.layers):
+            needed = layers.kept_bytes(self.model, per_replica, self._recompute)  # a chunk is part of the function
+        else:
+            of_sample = self._bytes_of_sample()
+            if self._criterion.splits:
+                chunk = max(1, min(chunk, int(min(CHUNK_BYTES, free) // max(of_sample, 1))))
+            needed = chunk * of_sample
+        if needed > free and not tf.config.list_physical_devices("GPU"):
+            store.log.warning(
+                "A gradient over %s samples at once needs about %.1f GiB, and %.1f GiB are free; give fewer samples.",
+                f"{chunk:,}",
+                needed / 2**30,
+                free / 2**30,
+            )
+        return chunk
+
+    def _bytes_of_sample(self) -> float:
+        """Return about what a gradient keeps of a sample, from the graph of the loss."""
+        kinds = [
+            tf.TensorSpec([self.size], self._dtype),
+            [tf.TensorSpec(part.shape, part.dtype) for part in self.state],
         ]
+        batch = keras.tree.map_structure(
+            lambda leaf: None if leaf is None else tf.TensorSpec([TRACED, *leaf.shape[1:]], leaf.dtype),
+            self._data.rows(0, 1).tensors(),
+        )
+        graph = tf.function(self._scores).get_concrete_function(*kinds, batch).graph
+        steps = max(leaf.shape[1] if leaf.ndim > 1 else 1 for leaf in keras.tree.flatten(self._data.x))
+        return models.bytes_of(graph, TRACED, steps, np.dtype(self._dtype).itemsize)
 
     def take_state(self, model: keras.Model) -> None:
         """Take over the present values of a model's variables that are not trainable."""
-        self.state = [np.asarray(variable) for variable in model.non_trainable_variables]
+        self.state = models.point_of(model).state
 
     @property
     def size(self) -> int:
         """Number n of trainable weights."""
         return sum(self.sizes)
 
-    def value(self, w: np.ndarray) -> float:
+    def value(self, w: np.ndarray | Point) -> float:
         """Return f(w)."""
         return self.evaluate(w).loss
 
-    def evaluate(self, w: np.ndarray) -> Evaluation:
+    def evaluate(self, w: np.ndarray | Point) -> Evaluation:
         """Return loss, clipped loss and accuracy at w."""
-        w = self._tensor(w)
-        sums = sum(self._sums(w, self.state, x, y).numpy() for x, y in self._chunks)
+        place = self._place(w)
+        sums = sum(self._sums(*place, batch).numpy() for batch in self._chunks)
         loss, clipped_loss, correct = (sums / self.samples).tolist()
+        if not np.isfinite(loss):  # the classes with the largest of outputs that are no numbers mean nothing
+            return Evaluation(loss, np.nan, np.nan)
         return Evaluation(loss, clipped_loss, 100 * correct)
 
-    def value_and_gradient(self, w: np.ndarray) -> tuple[float, np.ndarray]:
+    def value_and_gradient(self, w: np.ndarray | Point) -> tuple[float, np.ndarray]:
         """Return f(w) and its gradient, float64 of shape (n,), in the form SciPy's minimizers take."""
-        w = self._tensor(w)
+        place = self._place(w)
         loss, gradient = 0.0, np.zeros(self.size)
-        for x, y in self._chunks:
-            chunk_loss, chunk_gradient = self._loss_and_gradient(w, self.state, x, y)
+        for batch in self._chunks:
+            chunk_loss, chunk_gradient = self._loss_and_gradient(*place, batch)
             loss += float(chunk_loss)
             gradient += chunk_gradient.numpy()
         return loss / self.samples, gradient / self.samples
 
-    def hessian_vector_product(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def hessian_vector_product(self, w: np.ndarray | Point, v: np.ndarray) -> np.ndarray:
         """Return the Hessian of f at w times v, float64 of shape (n,)."""
-        w, v = self._tensor(w), self._tensor(v)
-        return (
-            sum(self._curvature(w, self.state, v, x, y).numpy().astype(np.float64) for x, y in self._chunks)
-            / self.samples
-        )
+        place, v = self._place(w), self._tensor(v)
+        try:
+            products = [self._curvature(*place, v, batch).numpy().astype(np.float64) for batch in self._chunks]
+        except Exception as error:
+            if missing := re.search(r"gradient registry has no entry for: (\w+)", str(error)):
+                raise UserError(
+                    f"TensorFlow knows no second derivatives of {missing[1]}, which the model uses."
+                ) from error
+            raise
+        return sum(products) / self.samples
+
+    def check(self, tolerance: float = 1e-4) -> tuple[float, float]:
+        """Return the value at the model's present weights, and what Keras' `evaluate` says of the same chunks.
+
+        Raises `UserError` where they are apart by more than `tolerance`, in units of 1 + the value.
+        """
+        found, total = self.evaluate(models.point_of(self.model)), 0.0
+        trainer = self._criterion.trainer
+        for piece in self._data.pieces(len(self._chunks)):
+            x, y, weights = piece.tensors()
+            settings = {"batch_size": len(piece), "verbose": 0, "return_dict": True}
+            of_keras = trainer.evaluate(self._prepare(x), y, sample_weight=weights, **settings)
+            total += of_keras["loss"] * len(piece) / self.samples
+        apart = np.nanmin(np.abs([found.loss - total, found.clipped_loss - total]))  # Keras may clip a softmax
+        if not apart <= tolerance * (1 + abs(total)):
+            raise UserError(f"The objective's value is {found.loss:.6g}, but Keras' evaluate says {total:.6g}.")
+        return found.loss, total
+
+    def exact(self, w: np.ndarray | Point) -> Objective | None:
+        """Return the same function of a few samples, computed in float64; None where the model cannot be copied so."""
+        few, place = self._data.rows(0, FEW), w if isinstance(w, Point) else Point(w, self.state)
+        try:
+            with models.in_float64(self.model, self._stated["loss"]) as (model, loss):
+                stated = self._stated | {"loss": loss, "prepare": self._prepare}
+                wide = Objective(model, few.x, few.y, few.weights, **stated)
+                wide.state = [array.astype(taken.dtype) for array, taken in zip(place.state, wide.state, strict=True)]
+                wide.value_and_gradient(place.weights)
+                wide.hessian_vector_product(place.weights, place.weights)
+        except Exception:  # Keras raises nearly anything for models of a user's own classes
+            return None
+        return wide
+
+    def _place(self, w: np.ndarray | Point) -> tuple[tf.Tensor, list[np.ndarray]]:
+        return (self._tensor(w.weights), w.state) if isinstance(w, Point) else (self._tensor(w), self.state)
 
     def _tensor(self, w: np.ndarray) -> tf.Tensor:
         if np.shape(w) != (self.size,):
             raise UserError(f"The model has {self.size:,} trainable weights, the vector given has {np.size(w):,}.")
         with np.errstate(over="ignore"):  # too far is infinitely far, and makes a loss that is not finite
-            return tf.constant(np.asarray(w, np.float32))
+            return tf.constant(np.asarray(w, self._dtype))
 
-    def _check(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Raise `UserError` unless a few samples pass through the model as stated."""
-        if self.outputs not in get_args(Outputs):
-            raise UserError(f"A model's outputs are {' or '.join(get_args(Outputs))}, not '{self.outputs}'.")
-        if len(x) == 0 or np.shape(y) != (len(x),):
-            raise UserError(
-                f"The labels must be one class number for each of the {len(x):,} samples, in the shape ({len(x)},), "
-                f"not {np.shape(y)}."
-            )
-        if np.asarray(y).dtype.kind not in "iuf" or np.any(np.asarray(y).astype(np.int32) != y):
-            raise UserError("The labels must be class numbers: 0, 1, 2 and so on.")
-        if any(layer.compute_dtype not in ("float32", "float64") for layer in self.model.layers):
-            raise UserError("The model must compute in float32: sharpness is finer than what half precision resolves.")
-        try:
-            few = np.asarray(self.model(self._inputs(tf.constant(x[:32])), training=False))
-        except Exception as error:  # Keras raises nearly anything for samples of another shape or type
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"The model does not take samples of the shape {np.shape(x)[1:]}: {reason}") from error
-        if few.ndim != 2 or np.min(y) < 0 or np.max(y) >= few.shape[1]:
-            raise UserError(
-                f"The labels run from {np.min(y)} to {np.max(y)} and the outputs for {len(few)} samples have the shape "
-                f"{few.shape}; the model must have an output for each class."
-            )
-        probabilities = bool((few >= 0).all() and np.allclose(few.sum(axis=1), 1, atol=1e-3))
-        if np.isfinite(few).all() and probabilities != (self.outputs == "softmax"):
-            seems, other = ("softmax", "are") if probabilities else ("logits", "are not")
-            raise UserError(
-                f"The model's outputs {other} probabilities that add up to 1; state outputs='{seems}', or change the "
-                "model."
-            )
-
-    def _losses(self, w, state, x, y, recompute: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Per-sample cross-entropy and logits of one chunk at the flat weights w."""
-        weights = [tf.reshape(part, shape) for part, shape in zip(tf.split(w, self.sizes), self.shapes, strict=True)]
+    def _scores(self, w, state, batch, recompute: bool = False) -> Scores:
+        """What a batch's outputs are worth at the flat weights w."""
+        x, y, weights = batch
+        x, parts = self._prepare(x), zip(tf.split(w, self.sizes), self.shapes, strict=True)
+        trainable = [tf.reshape(part, shape) for part, shape in parts]
         if recompute:
-            outputs = layers.call_recomputing(self.model, weights, self._inputs(x))
-        else:
-            outputs, _ = self.model.stateless_call(weights, state, self._inputs(x), training=False)
-        return cross_entropy(outputs, y, self.outputs)
+            return self._criterion.score(x, layers.call_recomputing(self.model, trainable, x), y, weights)
+        variables = [*self.model.trainable_variables, *self.model.non_trainable_variables]
+        values = [tf.cast(v, variable.dtype) for v, variable in zip([*trainable, *state], variables, strict=True)]
+        with keras.StatelessScope(list(zip(variables, values, strict=True)), collect_losses=True):
+            return self._criterion.score(x, layers.call(self.model, x), y, weights)
+
+    def _shard(self, batch):
+        """A replica's part of a batch, and what its samples count."""
+        present = [leaf for leaf in keras.tree.flatten(batch) if leaf is not None]
+        parts, weight = self.replicas.shard(*present)
+        parts = iter(parts)
+        return keras.tree.map_structure(lambda leaf: None if leaf is None else next(parts), batch), weight
 
     @tf.function
-    def _sums(self, w, state, x, y):
-        def replica(w, x, y):
-            (x, y), weight = self.replicas.shard(x, y)
-            losses, logits = self._losses(w, state, x, y)
-            clipped = tf.clip_by_value(losses, -np.log1p(-KERAS_1_EPSILON), -np.log(KERAS_1_EPSILON))
-            correct = tf.argmax(logits, axis=1, output_type=y.dtype) == y
-            sums = [tf.reduce_sum(tf.cast(values, tf.float64)) for values in (losses, clipped, correct)]
+    def _sums(self, w, state, batch):
+        def replica(w, batch):
+            batch, weight = self._shard(batch)
+            scores = self._scores(w, state, batch)
+            missing = tf.constant(np.nan, tf.float64)
+            sums = [missing if part is None else tf.reduce_sum(tf.cast(part, tf.float64)) for part in scores]
             return tf.stack(sums) * tf.cast(weight, tf.float64)
 
-        return self.replicas.reduce_sum(replica, w, x, y)
+        return self.replicas.reduce_sum(replica, w, batch)
 
     @tf.function
-    def _loss_and_gradient(self, w, state, x, y):
-        def replica(w, x, y):
-            (x, y), weight = self.replicas.shard(x, y)
+    def _loss_and_gradient(self, w, state, batch):
+        def replica(w, batch):
+            batch, weight = self._shard(batch)
             with tf.GradientTape() as tape:
                 tape.watch(w)
-                losses, _ = self._losses(w, state, x, y, self._recompute)
-                losses *= weight
-            return tf.reduce_sum(tf.cast(losses, tf.float64)), tape.gradient(losses, w)
+                losses = self._scores(w, state, batch, self._recompute).losses
+                losses *= tf.cast(weight, losses.dtype)
+            gradient = tape.gradient(losses, w, unconnected_gradients="zero")
+            return tf.reduce_sum(tf.cast(losses, tf.float64)), gradient
 
-        return self.replicas.reduce_sum(replica, w, x, y)
+        return self.replicas.reduce_sum(replica, w, batch)
 
     @tf.function
-    def _curvature(self, w, state, v, x, y):
-        def replica(w, v, x, y):
-            (x, y), weight = self.replicas.shard(x, y)
-            with tf.GradientTape() as outer:
+    def _curvature(self, w, state, v, batch):
+        def replica(w, v, batch):
+            batch, weight = self._shard(batch)
+            with models.differentiable_moments(), tf.GradientTape() as outer:
                 outer.watch(w)
                 with tf.GradientTape() as inner:
                     inner.watch(w)
-                    losses, _ = self._losses(w, state, x, y)
-                    losses *= weight
-                slope = tf.reduce_sum(inner.gradient(losses, w) * v)
-            return outer.gradient(slope, w)
+                    losses = self._scores(w, state, batch).losses
+                    losses *= tf.cast(weight, losses.dtype)
+                slope = tf.reduce_sum(inner.gradient(losses, w, unconnected_gradients="zero") * v)
+            return outer.gradient(slope, w, unconnected_gradients="zero")
 
-        return self.replicas.reduce_sum(replica, w, v, x, y)
-
-
-def read_weights(model: keras.Model, path: str | Path) -> np.ndarray:
-    """Load a Keras `.weights.h5` file into the model and return it as `flat_weights` does.
-
-    Raises `UserError` where the file is missing, damaged, of another network, or not finite.
-    """
-    if not os.path.isfile(path):  # unlike pathlib's, false for any name that cannot be one of a file
-        raise UserError(f"There is no weights file {path}.")
-    if not str(path).endswith(".weights.h5"):
-        raise UserError(f"{path} is not named as Keras names weights, *.weights.h5; rename it if it is such a file.")
-    try:
-        model.load_weights(path)
-    except (OSError, RuntimeError) as error:  # HDF5 raises either
-        raise UserError(
-            f"{path} cannot be read as a Keras .weights.h5 file: it is damaged or of another kind."
-        ) from error
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} does not hold the weights of this {model.name}; give the file of such a network."
-        ) from error
-    weights = flat_weights(model)
-    if not np.isfinite(weights).all():
-        raise UserError(f"{path} holds weights that are not finite numbers.")
-    return weights
-
-
-def write_weights(model: keras.Model, path: str | Path) -> None:
-    """Write the model's weights as a Keras `.weights.h5` file, whole or not at all."""
-    with store.writing(path) as temporary:
-        store.check_space(temporary.parent, 4 * model.count_params() + 2**18)  # HDF5 may crash where a disk is full
-        model.save_weights(temporary)
+        return self.replicas.reduce_sum(replica, w, v, batch)

@@ -8,8 +8,9 @@ from large_batch import layers, statistics
 from large_batch.backend import keras
 from large_batch.datasets import DataSet
 from large_batch.distribution import Replicas
+from large_batch.models import read_weights
 from large_batch.networks import STATISTICS, Network
-from large_batch.objective import CHUNK, Objective, read_weights
+from large_batch.objective import CHUNK, Objective
 from large_batch.statistics import Estimator, Recalibrated
 
 
@@ -19,6 +20,7 @@ class Objectives:
     def __init__(self, network: Network, data: DataSet, definition: str, replicas: Replicas):
         self._network, self._data, self._replicas = network, data, replicas
         self._model = network.build(definition, data.classes)
+        self._prepare = layers.preparation(data)
         self._statistics = STATISTICS[0]
         self._made: dict[tuple[str, str, int], Objective | Recalibrated] = {}
 
@@ -32,12 +34,10 @@ class Objectives:
         """Where each layer's weights are; see `layers.parts`."""
         return layers.parts(self._model)
 
-    def _fixed(self) -> list[np.ndarray]:
-        return [np.asarray(variable) for variable in self._model.non_trainable_variables]
-
     def read(self, path: str) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return the weights in a file, (n,), and the state with them; raises `UserError` as `read_weights` does."""
-        return read_weights(self._model, path), self._fixed()
+        point = read_weights(self._model, path)
+        return point.weights, point.state
 
     @property
     def moving(self) -> bool:
@@ -50,12 +50,11 @@ class Objectives:
 
     @cached_property
     def _estimator(self) -> Estimator:
-        return Estimator(self._model, self._of_batch, self._data.x_train, CHUNK, self._data.frames)
+        return Estimator(self._model, self._of_batch, self._data.x_train, CHUNK, self._prepare)
 
     def take_state(self, state: list[np.ndarray], policy: str = STATISTICS[0]) -> None:
         """Evaluate with these values of what is not trainable from now on, moving averages by a policy."""
         self._statistics = policy
-        state = statistics.possible(self._model, state)
         for variable, array in zip(self._model.non_trainable_variables, state, strict=True):
             variable.assign(array)
         if policy != STATISTICS[0]:
@@ -87,7 +86,7 @@ class Objectives:
                 self._made[key] = Recalibrated(made("interpolate"), made("batch"), self._estimator)
             elif key not in self._made:
                 model = self._of_batch if policy == "batch" else self._model
-                settings = {"outputs": self._network.outputs, "replicas": self._replicas, "frames": self._data.frames}
+                settings = {"outputs": self._network.outputs, "replicas": self._replicas, "prepare": self._prepare}
                 self._made[key] = Objective(model, x[:size], y[:size], **settings)
             return self._made[key]
 

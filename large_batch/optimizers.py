@@ -29,7 +29,7 @@ class FusedAdam(keras.optimizers.Adam):
             v=self._velocities[index].value.handle,
             beta1_power=tf.pow(self.beta_1, step),
             beta2_power=tf.pow(self.beta_2, step),
-            lr=learning_rate,
+            lr=tf.cast(learning_rate, tf.float32),  # kept in Keras' floatx
             beta1=self.beta_1,
             beta2=self.beta_2,
             epsilon=self.epsilon,

@@ -70,6 +70,14 @@ def path_point(curve: str, alpha: float, small: np.ndarray, large: np.ndarray) -
     return np.sin(alpha * np.pi / 2) * large + np.cos(alpha * np.pi / 2) * small
 
 
+def state_between(alpha: float, small: list[np.ndarray], large: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the state that goes with a point of either path: mixed linearly between the minimizers, and beyond them
+    that of the nearer one, since a variance that is extrapolated may be negative. What is no float is `small`'s."""
+    share = min(max(alpha, 0.0), 1.0)
+    mixed = [share * b + (1 - share) * a for a, b in zip(small, large, strict=True)]
+    return [m.astype(a.dtype) if a.dtype.kind == "f" else a for m, a in zip(mixed, small, strict=True)]
+
+
 def trajectories(recipes: Iterable[Recipe]) -> dict[Recipe, list[int]]:
     """Return the trainings that lead to the recipes: by longest recipe, the ascending epochs whose iterates are asked
     for. Those at which others start come before these."""
@@ -282,8 +290,7 @@ class Runner:
         (w, state), *others = [self._load(end, wait) for end in place.ends]
         for other, other_state in others:
             w = path_point(place.curve, place.alpha, w, other)
-            pairs = zip(state, other_state, strict=True)
-            state = [path_point(place.curve, place.alpha, a, b).astype(a.dtype) for a, b in pairs]
+            state = state_between(place.alpha, state, other_state)
         return dataclasses.replace(request, weights_digest=digest(w, state)), w, state
 
     def _load(self, end: Recipe | str, wait: bool) -> Weights:

@@ -11,18 +11,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy.optimize import fmin_l_bfgs_b
 
+from large_batch import functions
 from large_batch.errors import UserError
+from large_batch.functions import RESOLUTION, Function, Point
 from large_batch.subspace import RandomSubspace
 
 ITERATIONS = 10  # of L-BFGS-B, in the paper
 SCALE = 100.0  # largest slope at the start: coordinates with a slope above 1 go to their wall in the first step
 LINE_SEARCH_STEPS = 20  # SciPy's default
-RESOLUTION = 2.0**-23  # of float32: what the loss of a sample is resolved to, in units of 1 + loss
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,6 @@ MEASURES = {
 }
 
 Report = Callable[[str], None]  # called after each evaluation with a note on the state
-
-
-class Function(Protocol):
-    """What is maximised: an `Objective`, or any function of n weights that returns its gradient too."""
-
-    def value_and_gradient(self, w: np.ndarray) -> tuple[float, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class SharpnessResult:
 
 def sharpness(
     objective: Function,
-    w: np.ndarray,
+    w: np.ndarray | Point,
     eps: float,
     *,
     measure: str = "keskar",
@@ -107,9 +101,14 @@ def sharpness(
     At an exact minimizer, in the full space and for small eps, the loss is f(w) + y'Hy/2 with H its Hessian: the value
     grows with eps^2, and 100 / (1 + f(w)) times the `quadratic_bounds` of H's largest eigenvalue enclose it.
 
-    Raises `UserError` for a bad setting, a minimizer that is not finite or of another size than A, and a loss that is
-    not finite in the box, or not above -1 at its centre.
+    `objective` is an `Objective`, or any function of n weights that returns its gradient too; it is checked at w first
+    (`functions.check`). Where w is a `Point`, the objective is taken with the state of that point.
+
+    Raises `UserError` for a bad setting, a minimizer that is not finite or of another size than A, a function that
+    does not keep its word, and a loss that is not finite in the box, or not above -1 at its centre.
     """
+    if isinstance(w, Point):
+        objective, w = w.hold(objective), w.weights
     if not (np.isfinite(eps) and eps > 0):
         raise UserError(f"Epsilon, the half-width of the box, must be a number above 0, not {eps:g}.")
     if solver not in SOLVERS:
@@ -123,7 +122,7 @@ def sharpness(
     if subspace is not None and subspace.shape[0] != len(w):
         raise UserError(f"The subspace is of {subspace.shape[0]:,} weights, the minimizer has {len(w):,}.")
     began = time.perf_counter()
-    box = _Box(objective, w, eps, measure, subspace, report)
+    box = _Box(objective, np.asarray(w, np.float64), eps, measure, subspace, report)
     iterations, stopped = SOLVERS[solver](box, iterations, scale)
     rise = (box.best - box.loss) / (1 + box.loss)
     return SharpnessResult(
@@ -185,7 +184,10 @@ class _Box:
         self.objective_seconds = 0.0
         self.best = -np.inf
         centre = np.zeros(len(self.half_widths))
-        self.loss, slope = self.value_and_gradient(centre)
+        began = time.perf_counter()
+        checked = functions.check(objective, w)
+        self.objective_seconds += time.perf_counter() - began
+        self.loss, slope = self._noted(centre, *checked)
         if not self.loss > -1:
             raise UserError(f"Metric 2.1 needs a loss above -1 at the minimizer, not {self.loss:g}.")
         self.start = centre, self.loss, slope
@@ -201,6 +203,10 @@ class _Box:
         began = time.perf_counter()
         loss, gradient = self._objective.value_and_gradient(w)
         self.objective_seconds += time.perf_counter() - began
+        return self._noted(u, float(loss), np.asarray(gradient, np.float64))
+
+    def _noted(self, u: np.ndarray, loss: float, gradient: np.ndarray) -> tuple[float, np.ndarray]:
+        """Remember an evaluation; return the loss and its slope in the box's coordinates."""
         self.evaluations += 1
         if not (np.isfinite(loss) and np.isfinite(gradient).all()):
             remedy = "give a smaller one" if self.evaluations > 1 else "it is not so at the minimizer itself either"

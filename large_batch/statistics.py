@@ -2,22 +2,23 @@
 
 The statistics belong to weights: those that training has gathered fit its minimizer only. Three policies:
 
-- "interpolate": the minimizer's own; between two minimizers they are mixed like the weights, as if they were some.
+- "interpolate": the minimizer's own; between two minimizers they are mixed like the weights, beyond them those of the
+  nearer one.
 - "batch": those of the current batch, as in the paper's networks, so that the weights alone determine the function.
 - "recalibrate": estimated anew at each point, over the whole training set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
-from large_batch.layers import BatchStatisticsNormalization, pixels
-from large_batch.timit import Frames
+from large_batch.functions import Point
+from large_batch.layers import BatchStatisticsNormalization
 
 if TYPE_CHECKING:
     from large_batch.objective import Evaluation, Objective
@@ -33,13 +34,6 @@ def kept(model: keras.Model, state: Sequence[np.ndarray]) -> list[np.ndarray]:
     moving = {id(v) for layer in normalisations(model) for v in (layer.moving_mean, layer.moving_variance)}
     pairs = zip(model.non_trainable_variables, state, strict=True)
     return [array for variable, array in pairs if id(variable) not in moving]
-
-
-def possible(model: keras.Model, state: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return a state with no moving variance below 0, as beyond the ends of a path there may be."""
-    variances = {id(layer.moving_variance) for layer in normalisations(model)}
-    pairs = zip(model.non_trainable_variables, state, strict=True)
-    return [np.maximum(array, 0) if id(variable) in variances else array for variable, array in pairs]
 
 
 class _OfTheBatch(BatchStatisticsNormalization):
@@ -81,11 +75,19 @@ class Estimator:
     What comes before a layer is normalised by the statistics of the chunk.
     """
 
-    def __init__(self, model: keras.Model, copy: keras.Model, x: np.ndarray, chunk: int, frames: Frames | None = None):
-        """Take a model, its copy `of_the_batch`, the samples of a set, and how many of them to pass at once."""
+    def __init__(
+        self,
+        model: keras.Model,
+        copy: keras.Model,
+        x: np.ndarray,
+        chunk: int,
+        prepare: Callable[[tf.Tensor], tf.Tensor],
+    ):
+        """Take a model, its copy `of_the_batch`, the samples of a set, how many of them to pass at once, and what makes
+        of such a tensor what the model receives."""
         self._model, self._copy = model, copy
         self._pieces = np.array_split(x, -(-len(x) // chunk))
-        self._inputs = frames.splice if frames else pixels
+        self._prepare = prepare
         layers = [self._copy.get_layer(layer.name) for layer in normalisations(model)]
         self._before = keras.Model(self._copy.inputs, [layer.input for layer in layers])
         self._last: tuple[np.ndarray, list[np.ndarray]] | None = None
@@ -119,7 +121,7 @@ class Estimator:
         parts = tf.split(w, [int(np.prod(variable.shape)) for variable in variables])
         values = [(v, tf.reshape(part, v.shape)) for v, part in zip(variables, parts, strict=True)]
         with keras.StatelessScope(values):
-            before = self._before(self._inputs(x), training=False)
+            before = self._before(self._prepare(x), training=False)
         return [tf.nn.moments(tensor, list(range(tensor.shape.rank - 1))) for tensor in keras.tree.flatten(before)]
 
 
@@ -138,8 +140,7 @@ class Recalibrated:
 
     def evaluate(self, w: np.ndarray) -> Evaluation:
         """Return loss, clipped loss and accuracy at w."""
-        self._own.state = self._estimator.state(w)
-        return self._own.evaluate(w)
+        return self._own.evaluate(Point(w, self._estimator.state(w)))
 
     def value_and_gradient(self, w: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the loss at w, and the gradient of that with the statistics of the batch."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from large_batch import hessian
 from large_batch.errors import UserError
+from large_batch.functions import SmoothFunction
 
 if TYPE_CHECKING:  # planes need no TensorFlow
     from large_batch.backend import keras
@@ -164,7 +165,7 @@ def random_plane(
 
 
 def steepest_plane(
-    function: hessian.Function,
+    function: SmoothFunction,
     w: np.ndarray,
     dimensions: int = 2,
     report: hessian.Report = lambda passes, note: None,

@@ -87,7 +87,7 @@ def measured(objective):
 
 def split_and_alone(samples):
     x, y = color.x_test[:samples], color.y_test[:samples]
-    ours, theirs = (Objective(model, x, y, chunk=101, replicas=replicas) for replicas in (split, ALONE))
+    ours, theirs = (Objective(model, x, y, chunk=101, replicas=replicas, prepare=pixels) for replicas in (split, ALONE))
     return [relative(*pair) for pair in zip(measured(ours), measured(theirs))]
 
 def trained(replicas, **settings):

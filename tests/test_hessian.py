@@ -7,6 +7,7 @@ from large_batch import datasets
 from large_batch.backend import keras
 from large_batch.errors import MachineError, UserError
 from large_batch.hessian import TOLERANCE, curvature, hessian_operator, largest_eigenvalues, project
+from large_batch.layers import pixels
 from large_batch.objective import Objective
 from large_batch.sharpness_metric import half_widths, sharpness
 from large_batch.subspace import RandomSubspace
@@ -36,7 +37,7 @@ def regression():
     data = datasets.load("digits", "unused")
     x, y = data.x_train.reshape(-1, 64), data.y_train
     w = RNG.normal(0, 0.3, 650)
-    objective = Objective(dense(keras.layers.Dense(10)), x, y)
+    objective = Objective(dense(keras.layers.Dense(10)), x, y, prepare=pixels)
     return objective, w, closed_form(w, np.hstack([x / 255, np.ones((len(x), 1))]), y)[2]
 
 

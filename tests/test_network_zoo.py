@@ -8,7 +8,7 @@ from conftest import ROOT
 import network_zoo
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
-from large_batch.layers import Dropout
+from large_batch.layers import Dropout, pixels
 from large_batch.networks import Network, _architecture
 from large_batch.objective import Objective, flat_weights
 
@@ -109,7 +109,7 @@ def test_vgg11_is_that_of_the_authors_pytorch_folder():
 def test_vgg11_is_finite_far_beyond_the_minimizers(scale, color_digits):
     """Where moving statistics, extrapolated like weights as in the PyTorch folder, have negative variances."""
     rng = np.random.default_rng(0)
-    objective = Objective(built("VGG11"), color_digits.x_test[:20], color_digits.y_test[:20])
+    objective = Objective(built("VGG11"), color_digits.x_test[:20], color_digits.y_test[:20], prepare=pixels)
     w = flat_weights(built("VGG11"))
     for alpha in (-1, 2, 5):
         there = w + alpha * scale * rng.normal(size=len(w))

@@ -7,7 +7,7 @@ import network_zoo
 from large_batch import datasets, layers
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
-from large_batch.layers import BatchStatisticsNormalization
+from large_batch.layers import BatchStatisticsNormalization, pixels
 from large_batch.objective import Objective, flat_weights, read_weights, write_weights
 
 RNG = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def regression():
 @pytest.fixture(scope="module")
 def objective(regression):
     model, x, y, _, _ = regression
-    return Objective(model, x, y)
+    return Objective(model, x, y, prepare=pixels)
 
 
 def mean_loss(logits, y):
@@ -69,8 +69,8 @@ def test_softmax_regression_in_closed_form(regression, objective):
 @pytest.mark.parametrize("chunk", [1499, 700, 64])
 def test_chunks_change_nothing_where_no_layer_sees_the_batch(regression, objective, chunk):
     model, x, y, w, _ = regression
-    parts = Objective(model, x, y, chunk=chunk)
-    sizes = [len(labels) for _, labels in parts._chunks]
+    parts = Objective(model, x, y, chunk=chunk, prepare=pixels)
+    sizes = [len(labels) for _, labels, _ in parts._chunks]
     assert sum(sizes) == 1500
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= chunk
@@ -81,7 +81,7 @@ def test_chunks_change_nothing_where_no_layer_sees_the_batch(regression, objecti
 
 def test_the_original_evaluates_in_chunks_of_5000(regression):
     data = RNG.integers(0, 256, (10_001, 64), np.uint8), RNG.integers(0, 10, 10_001)
-    assert [len(y) for _, y in Objective(regression[0], *data)._chunks] == [3334, 3334, 3333]
+    assert [len(y) for _, y, _ in Objective(regression[0], *data, prepare=pixels)._chunks] == [3334, 3334, 3333]
 
 
 def loss_of_f1(w, x, y):
@@ -102,7 +102,7 @@ def loss_of_f1(w, x, y):
 def test_a_network_with_batch_statistics_against_numpy(digits):
     """The statistics are those of a chunk."""
     model = network_zoo.get("F1").build(seed=2)
-    objective = Objective(model, digits.x_test, digits.y_test, chunk=100)
+    objective = Objective(model, digits.x_test, digits.y_test, chunk=100, prepare=pixels)
     w = flat_weights(model) + RNG.normal(0, 0.01, objective.size)
     chunks = [np.array_split(half, 3) for half in (digits.x_test, digits.y_test)]
 
@@ -150,7 +150,7 @@ def test_curvature_through_batch_statistics_against_float64(color_digits):
         ]
     )
     x, y = color_digits.x_test[:150], color_digits.y_test[:150]
-    objective = Objective(model, x, y)
+    objective = Objective(model, x, y, prepare=pixels)
     w = flat_weights(model)
 
     def normalized(h, gamma, beta):
@@ -177,7 +177,9 @@ def test_a_small_network_against_differences_and_an_explicit_hessian_in_float64(
     """A network of one smooth hidden layer, in three chunks, beside its loss written by hand."""
     data = datasets.load("digits", "unused")
     x, y = data.x_test.reshape(-1, 64)[:, 20:28], data.y_test
-    objective = Objective(dense(keras.layers.Dense(5, "tanh"), keras.layers.Dense(10), inputs=8), x, y, chunk=100)
+    objective = Objective(
+        dense(keras.layers.Dense(5, "tanh"), keras.layers.Dense(10), inputs=8), x, y, chunk=100, prepare=pixels
+    )
     w, units = RNG.normal(0, 0.5, 105), np.eye(105)
 
     def loss(w):
@@ -197,7 +199,7 @@ def test_a_small_network_against_differences_and_an_explicit_hessian_in_float64(
 
 def test_softmax_outputs_give_the_loss_of_their_logits(regression, objective):
     _, x, y, w, _ = regression
-    found = Objective(dense(keras.layers.Dense(10, "softmax")), x, y, outputs="softmax")
+    found = Objective(dense(keras.layers.Dense(10, "softmax")), x, y, outputs="softmax", prepare=pixels)
     assert found.value(w) == pytest.approx(objective.value(w), rel=FEW_ROUNDINGS)
     gradients = [each.value_and_gradient(w)[1] for each in (found, objective)]
     np.testing.assert_allclose(*gradients, atol=FEW_ROUNDINGS)
@@ -217,25 +219,26 @@ def test_what_does_not_fit_together(regression, objective):
         ((model, x, y), {"outputs": "softmax"}, "are not probabilities that add up to 1; state outputs='logits'"),
         ((model, x, y), {"outputs": "sigmoid"}, "logits or softmax, not 'sigmoid'"),
         ((model, x, y + 1), {}, "labels run from 1 to 10"),
-        ((model, x, np.eye(10)[y]), {}, r"one class number for each of the 1,500 samples"),
-        ((model, x[:-1], y), {}, r"one class number for each of the 1,499 samples"),
-        ((model, x[:0], y[:0]), {}, "one class number"),
-        ((model, x, y + 0.5), {}, "labels must be class numbers"),
-        ((model, x, y.astype(str)), {}, "labels must be class numbers"),
+        ((model, x, 0.9 * np.eye(10)[y]), {}, r"one class number \(0, 1, 2 and so on\) for each of the samples"),
+        ((model, x[:-1], y), {}, r"one row a sample, as many in each; they have the shapes \(1499, 64\), \(1500,\)"),
+        ((model, x[:0], y[:0]), {}, "one row a sample"),
+        ((model, x, y, y[:, None]), {}, r"sample weights must have the shape \(1500,\)"),
+        ((model, x, y + 0.5), {}, "labels must be one class number"),
+        ((model, x, y.astype(str)), {}, "labels must be one class number"),
         ((model, x[:, :60], y), {}, r"does not take samples of the shape \(60,\)"),
-        ((half, x, y), {}, "must compute in float32"),
+        ((half, x, y), {}, "must compute in float32 or float64"),
     ):
         with pytest.raises(UserError, match=words):
-            Objective(*arguments, **settings)
+            Objective(*arguments, **settings, prepare=pixels)
     with pytest.raises(UserError, match="650 trainable weights, the vector given has 649"):
         objective.value(w[:-1])
 
 
 def test_a_chunk_too_large_for_memory_has_the_same_gradient(color_digits, monkeypatch):
     model, data = network_zoo.get("C1").build("paper"), (color_digits.x_test[:60], color_digits.y_test[:60])
-    plain = Objective(model, *data)
+    plain = Objective(model, *data, prepare=pixels)
     monkeypatch.setattr(layers, "RECOMPUTE_BYTES", 0)
-    recomputing = Objective(model, *data)
+    recomputing = Objective(model, *data, prepare=pixels)
     assert (plain._recompute, recomputing._recompute) == (False, True)
     w = flat_weights(model) + RNG.normal(0, 1e-3, plain.size)
     (loss, gradient), (same_loss, same_gradient) = (each.value_and_gradient(w) for each in (plain, recomputing))
@@ -271,7 +274,7 @@ def test_variables_that_are_not_trained_have_the_values_of_the_state_and_the_mod
         return pytest.approx(mean_loss(normal @ w[128:768].reshape(64, 10) + w[768:], y), rel=FEW_ROUNDINGS)
 
     first, w = move(), flat_weights(model) + 0.1
-    objective = Objective(model, x, y)
+    objective = Objective(model, x, y, prepare=pixels)
     loss, gradient = objective.value_and_gradient(w)
     assert loss == expected(*first)
     second = move()
@@ -290,7 +293,7 @@ def test_variables_that_are_not_trained_have_the_values_of_the_state_and_the_mod
 
 def test_the_same_weights_give_the_same_bits(mnist):
     model = network_zoo.get("F1").build()
-    objective = Objective(model, mnist.x_test[:6000], mnist.y_test[:6000])  # two chunks
+    objective = Objective(model, mnist.x_test[:6000], mnist.y_test[:6000], prepare=pixels)  # two chunks
     w = flat_weights(model)
     assert objective.evaluate(w) == objective.evaluate(w)
     np.testing.assert_array_equal(objective.value_and_gradient(w)[1], objective.value_and_gradient(w)[1])
@@ -305,17 +308,17 @@ def deep_networks():
 def test_weights_of_one_definition_of_a_deep_network_fit_the_other(deep_networks, tmp_path):
     one, other = deep_networks
     write_weights(one, tmp_path / "c2.weights.h5")
-    np.testing.assert_array_equal(read_weights(other, tmp_path / "c2.weights.h5"), flat_weights(one))
+    np.testing.assert_array_equal(read_weights(other, tmp_path / "c2.weights.h5").weights, flat_weights(one))
     one.trainable_variables[-1].assign(np.arange(10))
     write_weights(other, tmp_path / "c2.weights.h5")
     assert flat_weights(one)[-1] == 9
-    np.testing.assert_array_equal(read_weights(one, tmp_path / "c2.weights.h5"), flat_weights(other))
+    np.testing.assert_array_equal(read_weights(one, tmp_path / "c2.weights.h5").weights, flat_weights(other))
 
 
 def test_weights_file_round_trip(tmp_path):
     model, other = (network_zoo.get("F1").build(seed=seed) for seed in (1, 2))
     write_weights(model, tmp_path / "new" / "f1.weights.h5")
-    np.testing.assert_array_equal(read_weights(other, tmp_path / "new" / "f1.weights.h5"), flat_weights(model))
+    np.testing.assert_array_equal(read_weights(other, tmp_path / "new" / "f1.weights.h5").weights, flat_weights(model))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["f1.weights.h5"]
 
 

@@ -9,6 +9,7 @@ from conftest import run_python
 from small_network import NAME, SMALL
 
 from large_batch import figures, paper
+from large_batch.layers import pixels
 from large_batch.measurements import Evaluated, EvaluationRequest
 from large_batch.objective import Objective, flat_weights, write_weights
 from large_batch.runner import path_point
@@ -141,8 +142,8 @@ def test_the_curve_of_a_convex_loss(digits):
     model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
     rng = np.random.default_rng(0)
     small, large = (flat_weights(model) + rng.normal(0, 0.1, 7850) for _ in range(2))
-    train = Objective(model, digits.x_train, digits.y_train)
-    test = Objective(model, digits.x_test, digits.y_test)
+    train = Objective(model, digits.x_train, digits.y_train, prepare=pixels)
+    test = Objective(model, digits.x_test, digits.y_test, prepare=pixels)
     both, reported = SimpleNamespace(train=lambda: train, test=lambda: test), []
     request = EvaluationRequest(network="", dataset="digits", data_digest=digits.digest, definition="")
     points = [

@@ -10,6 +10,7 @@ from quick import run_code
 
 from large_batch import paper, runner, store
 from large_batch.errors import BusyError
+from large_batch.layers import pixels
 from large_batch.measurements import EvaluationRequest, SharpnessRequest
 from large_batch.minimizers import Minimizers, digest
 from large_batch.objective import Objective
@@ -100,11 +101,13 @@ def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work,
     end, middle = map(first.minimizers.stored, (asked, half))
     assert middle.history == end.history[:1]
     model = first.minimizers.build(asked)
-    on_test = Objective(model, digits.x_test, digits.y_test).evaluate(end.weights)
+    on_test = Objective(model, digits.x_test, digits.y_test, prepare=pixels).evaluate(end.weights)
     evaluated, *sharp, evaluated_half = found.values()
     assert evaluated.result.test_accuracy == on_test.accuracy
     assert [each.result.epsilon for each in sharp] == list(paper.EPSILONS)
-    assert sharp[0].result.loss == Objective(model, digits.x_train[:100], digits.y_train[:100]).value(end.weights)
+    assert sharp[0].result.loss == Objective(model, digits.x_train[:100], digits.y_train[:100], prepare=pixels).value(
+        end.weights
+    )
     assert sharp[0].provenance.command == first.origin.command
     assert evaluated.measurement.weights_digest == digest(end.weights)
     assert evaluated_half.measurement.weights_digest == digest(middle.weights)

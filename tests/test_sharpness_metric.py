@@ -7,6 +7,7 @@ from scipy.optimize import fmin_l_bfgs_b
 from large_batch import datasets
 from large_batch.backend import keras
 from large_batch.errors import UserError
+from large_batch.layers import pixels
 from large_batch.objective import Objective, flat_weights
 from large_batch.sharpness_metric import MEASURES, half_widths, quadratic_bounds, sharpness
 from large_batch.subspace import RandomSubspace
@@ -141,6 +142,8 @@ def test_the_start_is_evaluated_once():
     x, h, g = (draw(size=200) for draw in (RNG.normal, RNG.exponential, RNG.normal))
 
     class Wavy:
+        repeats = True
+
         def __init__(self, slope):
             self.slope, self.seen = slope, []
 
@@ -163,7 +166,7 @@ def minimizer():
     """Softmax regression on the real digits and the minimizer that Newton's method finds: well trained, and smooth."""
     data = datasets.load("digits", "unused")
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
-    objective = Objective(model, data.x_train.reshape(-1, 64), data.y_train)
+    objective = Objective(model, data.x_train.reshape(-1, 64), data.y_train, prepare=pixels)
     w, _, _ = fmin_l_bfgs_b(objective.value_and_gradient, flat_weights(model), maxiter=300)
     return objective, w
 
@@ -195,6 +198,8 @@ def test_vertex_ascent_never_decreases_a_convex_loss(minimizer):
     objective, w = minimizer
 
     class Recording:
+        repeats = True
+
         def __init__(self):
             self.losses = []
 
@@ -213,6 +218,7 @@ def test_vertex_ascent_never_decreases_a_convex_loss(minimizer):
 
 def test_the_best_of_all_points_counts_not_the_last():
     class UpAndDown:
+        repeats = True
         losses = iter([1.0, 5.0, 3.0, 2.0])
 
         def value_and_gradient(self, w):

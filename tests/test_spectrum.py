@@ -22,7 +22,7 @@ def network():
     data = datasets.load("digits", "unused")
     x, y = data.x_train.reshape(-1, INPUTS)[:500], data.y_train[:500]
     model = dense(keras.layers.Dense(HIDDEN, "tanh", name="hidden"), keras.layers.Dense(CLASSES, name="output"))
-    objective = Objective(model, x, y)
+    objective = Objective(model, x, y, prepare=layers.pixels)
     w = np.random.default_rng(0).normal(0, 0.5, objective.size)
     shapes = (INPUTS, HIDDEN), (HIDDEN,), (HIDDEN, CLASSES), (CLASSES,)
     pixels, variable = tf.constant(x / 255), tf.Variable(w)

@@ -218,7 +218,9 @@ def test_the_same_bits_as_spliced_data(tmp_path):
         data = datasets.load(name, tmp_path).reshape_to((360,))
         recipe = Recipe(network="small", dataset=data.name, data_digest=data.digest, batch_size=600, epochs=2, seed=0)
         minimizer = Minimizers(network, data, tmp_path / "runs").train(recipe, test_history=True)
-        objective = Objective(network.build(classes=data.classes), data.x_train, data.y_train, 600, frames=data.frames)
+        objective = Objective(
+            network.build(classes=data.classes), data.x_train, data.y_train, chunk=600, prepare=data.frames.splice
+        )
         loss, gradient = objective.value_and_gradient(minimizer.weights)
         ends.append((minimizer.weights, minimizer.history, loss, gradient, objective.evaluate(minimizer.weights)))
     (weights, history, loss, gradient, found), (*others,) = ends

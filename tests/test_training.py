@@ -48,7 +48,7 @@ def test_a_real_minimizer(mnist, tmp_path):
     found = train(recipe(mnist, batch_size=300, epochs=1), mnist, tmp_path)
     assert found.history[0].train_accuracy > 90  # as seen from the first step on
     model = build(found.recipe, mnist)
-    assert Objective(model, mnist.x_test, mnist.y_test).evaluate(found.weights).accuracy > 95
+    assert Objective(model, mnist.x_test, mnist.y_test, prepare=layers.pixels).evaluate(found.weights).accuracy > 95
 
 
 @pytest.mark.slow
@@ -159,7 +159,9 @@ def test_history(digits, tmp_path):
         found.check_tested(asked)
     tested = found.train(asked, test_history=True, retrain=True)
     np.testing.assert_array_equal(tested.weights, plain.weights)
-    evaluation = Objective(found.build(asked), digits.x_test, digits.y_test).evaluate(tested.weights)
+    evaluation = Objective(found.build(asked), digits.x_test, digits.y_test, prepare=layers.pixels).evaluate(
+        tested.weights
+    )
     assert tested.history[2].test_loss == evaluation.loss
     assert tested.history[2].test_accuracy == evaluation.accuracy
     found.check_tested(asked)
@@ -199,7 +201,7 @@ def test_a_diverging_training_says_where_and_leaves_the_last_good_epoch(digits, 
         found.train(asked)
     folder = found.folder(asked).path
     assert not (folder / "minimizer.weights.h5").exists()
-    last_good = read_weights(found.build(asked), folder / "last_good.weights.h5")
+    last_good = read_weights(found.build(asked), folder / "last_good.weights.h5").weights
     np.testing.assert_array_equal(last_good, flat_weights(found.build(asked)))
     assert found.stored(asked) is None
 
@@ -219,7 +221,7 @@ def test_divergence_after_a_good_epoch(digits, tmp_path, monkeypatch):
     with pytest.raises(MachineError, match=r"in epoch 2, step 2: .* weights after epoch 1 are in"):
         found.train(asked)
     last_good = found.folder(asked).path / "last_good.weights.h5"
-    np.testing.assert_array_equal(read_weights(found.build(asked), last_good), good[0])
+    np.testing.assert_array_equal(read_weights(found.build(asked), last_good).weights, good[0])
 
 
 @pytest.mark.parametrize(
