@@ -64,7 +64,7 @@ def main(settings: Settings) -> None:
     effort = Effort(settings.curvature_samples, settings.probes, settings.steps, settings.products)
     layers = ["", *(experiment.runner.objectives.parts if settings.by_layer else ())]
     asked = {
-        layer: {label: (effort.density(experiment.request, layer), Place(end)) for label, end in ends.items()}
+        layer: {label: (effort.density(experiment.request, layer=layer), Place(end)) for label, end in ends.items()}
         for layer in layers
     }
     # Run

@@ -24,6 +24,7 @@ from large_batch.cli import setting
 from large_batch.errors import UserError
 from large_batch.networks import STATISTICS
 from large_batch.sharpness_metric import ITERATIONS, MEASURES, SCALE, SOLVERS, SharpnessResult, sharpness
+from large_batch.spectrum import HESSIAN_MEASURES
 from large_batch.subspace import MANIFOLDS, check_dimension
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
@@ -37,7 +38,7 @@ GROUP = "Sharpness"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(cli.PairSettings):
+class Settings(cli.SpectrumSettings):
     """The flags."""
 
     eps: tuple[float, ...] = setting(
@@ -60,10 +61,11 @@ class Settings(cli.PairSettings):
     weights: str | None = setting(None, "A .weights.h5 file to measure instead of training.", cli.file_word, GROUP)
     measure: tuple[str, ...] = setting(
         ("keskar",),
-        "Metric 2.1 (keskar), the same in a box of relative size (relative), SAM's ball (ball), ASAM's (adaptive).",
+        "Metric 2.1 (keskar), the same in a box of relative size (relative), SAM's ball (ball), ASAM's (adaptive); the "
+        "Hessian's largest eigenvalue (eigenvalue), its trace (trace).",
         cli.list_word(""),
         GROUP,
-        choices=tuple(MEASURES),
+        choices=(*MEASURES, *HESSIAN_MEASURES),
     )
     rho: float | None = setting(None, "Radius of the balls; default: 0.05 of ball, 0.5 of adaptive.", "rho{:g}", GROUP)
     rescale: tuple[float, ...] = setting(
@@ -79,7 +81,9 @@ class Settings(cli.PairSettings):
     curvature: bool = setting(
         False, "Look at the Hessian instead; uses the largest eps, dimension and manifold only.", "", GROUP
     )
-    curvature_samples: int = setting(10_000, "Training samples of --curvature.", "n{}", GROUP, least=1)
+    curvature_samples: int = setting(
+        10_000, "Training samples that the Hessian is taken over.", "hessian{}", GROUP, least=1
+    )
 
     def check(self) -> None:
         """Raise `UserError` for a scale or radius that is none."""
@@ -94,7 +98,7 @@ class Settings(cli.PairSettings):
             super().resolve(network, samples),
             eps=tuple(sorted(set(self.eps), reverse=True)),
             space=tuple(space for space in SPACES if space in self.space),
-            measure=tuple(measure for measure in MEASURES if measure in self.measure),
+            measure=tuple(measure for measure in (*MEASURES, *HESSIAN_MEASURES) if measure in self.measure),
             rescale=tuple(sorted(set(self.rescale))),
             sharpness_samples=min(self.sharpness_samples or samples, samples),
             curvature_samples=min(self.curvature_samples, samples),
@@ -109,23 +113,39 @@ class Settings(cli.PairSettings):
 def requests(experiment: Experiment) -> list[Request]:
     """Return what the settings ask to measure at any minimizer, with what is in one subspace side by side."""
     from large_batch.measurements import CurvatureRequest, SharpnessRequest
+    from large_batch.spectra import Effort
 
     settings = experiment.settings
+    effort = Effort(settings.curvature_samples, settings.probes, settings.steps, settings.products)
     drawn = {"dimension": settings.dimension, "manifold": settings.manifold}
     experiment.check_statistics(settings.statistics)
     if settings.curvature:
-        where = {"epsilon": settings.eps[0], "samples": settings.curvature_samples, "statistics": settings.statistics}
-        return [experiment.request(CurvatureRequest, **where, **drawn, rescale=factor) for factor in settings.rescale]
+        where = {"epsilon": settings.eps[0], "samples": settings.curvature_samples}
+        layers = ["", *(experiment.runner.objectives.parts if settings.by_layer else ())]
+        asked = []
+        for factor in settings.rescale:
+            how = {"rescale": factor, "statistics": settings.statistics}
+            asked.append(experiment.request(CurvatureRequest, **where, **drawn, **how))
+            for layer in layers:
+                asked += effort.all(experiment.request, layer=layer, **how)
+        return asked
     places = [{"space": "full"}] if "full" in settings.space else []
     if "random" in settings.space:
         places += [{"space": "random", "trial": trial, **drawn} for trial in range(settings.trials)]
     how = {"iterations": settings.iterations, "scale": settings.scale, "samples": experiment.sharpness_samples}
     how["statistics"] = settings.statistics
-    return [
+    of_hessian = [
+        effort.measure(measure, experiment.request, rescale=factor, statistics=settings.statistics)
+        for factor in settings.rescale
+        for measure in settings.measure
+        if measure in HESSIAN_MEASURES
+    ]
+    return of_hessian + [
         experiment.request(SharpnessRequest, epsilon=size, solver=name, rescale=factor, measure=measure, **how, **place)
         for place in places
         for factor in settings.rescale
         for measure in settings.measure
+        if measure in MEASURES
         for size in settings.sizes(measure)
         for name in (SOLVERS if settings.solver == "both" else [settings.solver])
     ]
@@ -173,19 +193,21 @@ def main(settings: Settings) -> None:
 
 
 def curved(settings: Settings, results: dict[str, list[Measured]]) -> tuple[str, str, list]:
-    """Return what --curvature shows: its heading, its table, and no rows."""
+    """Return what --curvature shows: its heading, its tables, and no rows."""
     from large_batch import tables
+    from large_batch.hessian import Curvature
 
-    columns = {
-        label if measured.measurement.rescale == 1 else f"{label} x {measured.measurement.rescale:g}": measured.result
-        for label, group in results.items()
-        for measured in group
-    }
-    return (
-        f"Curvature, over the first {settings.curvature_samples:,} training samples",
-        tables.curvature_table(columns),
-        [],
-    )
+    around, spectra = {}, {}
+    for label, group in results.items():
+        for measured in group:
+            factor = measured.measurement.rescale
+            column = label if factor == 1 else f"{label} x {factor:g}"
+            if isinstance(measured.result, Curvature):
+                around[column] = measured.result
+            else:
+                spectra.setdefault(column, []).append(measured)
+    text = f"{tables.curvature_table(around)}\n\n{tables.spectrum_table(spectra)}"
+    return f"Curvature, over the first {settings.curvature_samples:,} training samples", text, []
 
 
 def sharp(experiment: Experiment, ends: dict, results: dict[str, list[Measured]]) -> tuple[str, str, list[Value]]:

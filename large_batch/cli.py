@@ -22,7 +22,6 @@ from absl import flags
 
 from large_batch import store
 from large_batch.errors import Interrupted, MachineError, UserError, signals_raised
-from large_batch.spectrum import PROBES, STEPS
 
 FLAGS = flags.FLAGS
 LAST_GROUPS = ("Machines", "Folders", "Help")
@@ -51,6 +50,11 @@ def file_word(path: str) -> str:
 def list_word(prefix: str) -> Callable[[tuple], str]:
     """Return what makes the word of several values."""
     return lambda values: "-".join(f"{prefix}{value}" for value in values)
+
+
+def named_word(text: str) -> str:
+    """Return the word of things chosen by name (`named.split`)."""
+    return re.sub("[:,]", "-", text).replace("=", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,25 @@ class Settings:
         "{}",
         "What to train",
         choices=("float32", "bfloat16"),
+    )
+    optimizer: str = setting(
+        "adam",
+        "adam, adagrad, sgd or adaqn, with settings as in sgd:momentum=0.9,learning_rate=0.1; see optimizers.py.",
+        named_word,
+        "What to train",
+    )
+    remedy: str | None = setting(
+        None,
+        "What changes the training, with commas: augment, conservative, adversarial, stability, sam, asam; with "
+        "settings as in augment,sam:radius=0.1; see remedies.py.",
+        named_word,
+        "What to train",
+    )
+    until_converged: bool = setting(
+        False,
+        "End each training, after --epochs at the latest, once the loss of 10 epochs is not 1 % below all before.",
+        lambda _: "converged",
+        "What to train",
     )
     retrain: bool = setting(False, "Train anew, whatever is stored.", group="What to train")
     strategy: str = setting(
@@ -139,8 +162,8 @@ class PairSettings(Settings):
 class SpectrumSettings(PairSettings):
     """Those of a script that looks at the spectrum of the Hessian."""
 
-    probes: int = setting(PROBES, "Random vectors of a spectral density.", "probes{}", "Spectrum", least=1, most=1000)
-    steps: int = setting(STEPS, "Lanczos steps of each vector.", "steps{}", "Spectrum", least=1, most=1000)
+    probes: int = setting(10, "Random vectors of a spectral density.", "probes{}", "Spectrum", least=1, most=1000)
+    steps: int = setting(50, "Lanczos steps of each vector.", "steps{}", "Spectrum", least=1, most=1000)
     products: int = setting(
         60, "Hessian-vector products of each estimate of a trace.", "products{}", "Spectrum", least=3, most=10**6
     )

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from large_batch.spectrum import Density
+from large_batch.tracking import Tracked
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # which colour-blind people tell apart: SB, LB, ...
 
@@ -44,6 +45,36 @@ def spectral_densities(densities: dict[str, dict[str, Density]], title: str) -> 
     figure.suptitle(title)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def edge_of_stability(tracked: dict[str, list[Tracked]], steps: dict[str, int], title: str) -> Figure:
+    """Draw the largest eigenvalue against the epochs: above that of the Hessian, below the preconditioned one, if any.
+
+    Dashed is the edge of stability of each. `tracked` and `steps`, how many an epoch has, are by minimizer.
+    """
+    panels = [("eigenvalue", "edge", "Largest eigenvalue of $H$")]
+    if any(row.preconditioned is not None for rows in tracked.values() for row in rows):
+        panels.append(("preconditioned", "preconditioned_edge", "Largest eigenvalue of $P^{-1}H$"))
+    figure = Figure(figsize=(7.2, 0.8 + 3.2 * len(panels)), layout="constrained")
+    several = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, edge, words) in zip(several, panels, strict=True):
+        for (label, rows), color, marker in zip(tracked.items(), COLORS, ("o", "s"), strict=False):
+            known = [row for row in rows if getattr(row, name) is not None]
+            epochs = [row.step / steps[label] for row in known]
+            axes.plot(
+                epochs, [getattr(row, name) for row in known], color=color, marker=marker, ms=3, lw=1, label=label
+            )
+        edges = [(row.step / steps[label], getattr(row, edge)) for label, rows in tracked.items() for row in rows]
+        edges = sorted(pair for pair in edges if pair[1] is not None)
+        axes.plot(*zip(*edges, strict=True), "--", color="0.3", lw=1.2, label="edge of stability")
+        axes.set_yscale("log")
+        axes.set_ylabel(words)
+        _grid(axes)
+    several[-1].set_xlabel("Epoch")
+    figure.suptitle(title)
+    handles, labels = several[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from large_batch import datasets, distribution, figures, paper, store, tables
+from large_batch import datasets, distribution, figures, optimizers, paper, remedies, store, tables
 from large_batch.claims import Claim
 from large_batch.cli import RepeatedSettings, Settings
 from large_batch.datasets import DataSet
 from large_batch.errors import BusyError, UserError
 from large_batch.measurements import EvaluationRequest, Measured, SharpnessRequest, Solution, Value
 from large_batch.minimizers import Minimizers
+from large_batch.named import split
 from large_batch.networks import STATISTICS, Network, Problem
 from large_batch.runner import Item, Place, Runner
 from large_batch.training import Epoch, Recipe
@@ -63,8 +64,11 @@ class Experiment:
             replicas: The devices, where they have been chosen before.
 
         Raises:
-            UserError: For a data set or definition that does not exist or fit, and folders that cannot be written to.
+            UserError: For a data set, definition, optimizer or remedy that does not exist or fit, and folders that
+                cannot be written to.
         """
+        chosen = ",".join(map(remedies.canonical, split(settings.remedy))) if settings.remedy else None
+        settings = dataclasses.replace(settings, optimizer=optimizers.canonical(settings.optimizer), remedy=chosen)
         origin = store.provenance()
         replicas = replicas or distribution.choose(settings.strategy)  # before TensorFlow does anything
         network = get(settings.network)
@@ -98,14 +102,10 @@ class Experiment:
 
     @property
     def as_published(self) -> bool:
-        """Whether network and data are the paper's."""
-        name = self.network.name
-        return (
-            name in paper.TABLE_2
-            and not self.network.own
-            and self.known_data
-            and self.data.name == self.network.dataset
-        )
+        """Whether network, data and training are those of the paper's main part."""
+        plain = self.settings.optimizer == self.usual.optimizer and self.settings.remedy is None
+        own = self.network.own or self.network.name not in paper.TABLE_2
+        return plain and not own and self.known_data and self.data.name == self.network.dataset
 
     @property
     def seed_spread(self) -> float | None:
@@ -142,18 +142,20 @@ class Experiment:
         return kind(**dataclasses.asdict(self.problem), **settings)
 
     def recipe(self, batch_size: int, seed: int | None = None, epochs: int | None = None, **settings) -> Recipe:
-        """Return a recipe with the seed, length and precision that the settings name, unless told otherwise.
+        """Return a recipe as the settings say, unless told otherwise.
 
-        Raises `UserError` where the data are too few.
+        Raises `UserError` where the data are too few, or not for a remedy.
         """
-        return self.request(
-            Recipe,
-            batch_size=batch_size,
-            epochs=self.settings.epochs if epochs is None else epochs,
-            seed=self.settings.seed if seed is None else seed,
-            precision=self.settings.precision,
-            **settings,
-        ).check(self.data)
+        asked = self.settings
+        usual = {
+            "epochs": asked.epochs if epochs is None else epochs,
+            "seed": asked.seed if seed is None else seed,
+            "precision": asked.precision,
+            "optimizer": asked.optimizer,
+            "remedies": split(asked.remedy) if asked.remedy else (),
+            "until_converged": asked.until_converged,
+        }
+        return self.request(Recipe, batch_size=batch_size, **(usual | settings)).check(self.data)
 
     def check_statistics(self, *policies: str) -> None:
         """Raise `UserError` where policies for moving averages are asked for, and the network has none."""
@@ -246,7 +248,9 @@ class Experiment:
             what += f", sharpness over the first {self.sharpness_samples:,} samples"
         seeds = f"{settings.trials} trials" if several and settings.trials > 1 else f"seed {settings.seed}"
         definition = f" ({settings.definition} definition)" if len(self.network.definitions) > 1 else ""
-        return f"{what}\n{self.network.name} on {self.data.name}{definition}, {seeds}"
+        named = [settings.optimizer] * (settings.optimizer != self.usual.optimizer) + [settings.remedy or ""]
+        how = "".join(f", {text}" for text in (*named, "until converged" * settings.until_converged) if text)
+        return f"{what}\n{self.network.name} on {self.data.name}{definition}, {seeds}{how}"
 
     def report(
         self,
@@ -301,7 +305,8 @@ class Experiment:
         at = measured.measurement
         place = {name: getattr(at, name) for name in ("space", "epsilon", "solver", "trial")}
         place["rescale"] = at.rescale if at.rescale != 1 else None
-        quantity = "sharpness" if at.measure == "keskar" else f"sharpness_{at.measure}"
+        of_hessian = at.measure if at.epsilon is None else None
+        quantity = of_hessian or ("sharpness" if at.measure == "keskar" else f"sharpness_{at.measure}")
         return self.value(minimizer, recipe, quantity, measured.result.value, **place)
 
     def write(

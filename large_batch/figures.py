@@ -25,6 +25,8 @@ MEASURE_TITLES = {
     "relative": r"relative box: $|y_i| \leq \epsilon\,|x_i|$",
     "ball": r"SAM's ball: $\|y\| \leq \rho$",
     "adaptive": r"ASAM's ball: $\|y / x\| \leq \rho$",
+    "eigenvalue": "largest eigenvalue of the Hessian",
+    "trace": "trace of the Hessian",
 }
 
 
@@ -281,11 +283,13 @@ def rescaling(results: dict[str, list], title: str) -> Figure:
             for number, ((size, *_), places) in enumerate(lines.items()):
                 means = [float(np.mean(values)) for values in places.values()]
                 style = "-o" if number == 0 else "--s" if number == 1 else ":^"
-                axes.plot(list(places), means, style, color=color, ms=4, lw=1.4, label=f"{label}, {size:g}")
+                words = label if size is None else f"{label}, {size:g}"
+                axes.plot(list(places), means, style, color=color, ms=4, lw=1.4, label=words)
         axes.set_xscale("log")
         _logarithmic(axes)
         axes.set_title(MEASURE_TITLES[measure], fontsize="medium")
-        axes.set_ylabel("Sharpness (%)")
+        if None not in {size for size, *_ in lines}:
+            axes.set_ylabel("Sharpness (%)")
         _grid(axes)
         axes.legend(frameon=False, fontsize="small")
     figure.supxlabel("Factor of the weights before each batch normalisation", fontsize="medium")

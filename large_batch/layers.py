@@ -108,6 +108,11 @@ def uniform(shape: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.bitwise.bitwise_and(bits, 2**23 - 1), tf.float32) / 2**23
 
 
+def normal(shape: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Return normally distributed float32 numbers, mean 0 and deviation 1, that depend on the key as `uniform` does."""
+    return tf.math.ndtri(uniform(shape, key) + 2**-24)  # in the middle of each of its steps, never 0
+
+
 def set_dropout_step(model: keras.Model, step: int | tf.Tensor) -> None:
     """Select the dropout masks of training step `step` in every `Dropout` layer of the model."""
     for layer in model.layers:

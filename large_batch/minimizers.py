@@ -25,10 +25,12 @@ from large_batch.errors import SIGNALS, BusyError, Interrupted, MachineError, Us
 from large_batch.models import point_of, read_weights, write_weights
 from large_batch.networks import Network
 from large_batch.objective import Objective
+from large_batch.tracking import Tracked
 from large_batch.training import DivergedError, Epoch, Recipe, TrainingLoop, TrainingState
 
 START = "start.weights.h5"
 RESULT = ("minimizer.weights.h5", START, "history.csv", "provenance.json")
+TRACKED = "tracked.csv"
 CHECKPOINTS = "checkpoint-*.npz"
 KEPT_CHECKPOINTS = 2
 BYTES_A_WEIGHT = 4 * (2 + 3 * (KEPT_CHECKPOINTS + 1))  # start and minimizer, checkpoints with ADAM's two moments
@@ -101,6 +103,14 @@ class Minimizers:
                 provenance=store.Provenance(**json.loads((folder.path / "provenance.json").read_text())),
                 state=end.state,
             )
+
+    def tracked(self, recipe: Recipe) -> list[Tracked]:
+        """Return what was followed in a training that is stored; raises `UserError` where it is damaged."""
+        path = self.folder(recipe).path / TRACKED
+        with store.reading(path):
+            if not self.folder(recipe).whole(TRACKED):
+                raise ValueError("it is damaged")
+            return store.read_csv(path, Tracked)
 
     def state(self, recipe: Recipe) -> TrainingState:
         """Return how far the training is that is stored; raises as `stored` does."""
@@ -243,7 +253,7 @@ class Minimizers:
         # Epoch by epoch
         with signals_noted() as signals:
             stop = False
-            while loop.epoch < recipe.epochs and not stop:
+            while not (loop.ended or stop):
                 try:
                     samples, stop = loop.advance(signals.first is not None)
                     stop = stop or (
@@ -290,7 +300,7 @@ class Minimizers:
 def _stored_history(recipe: Recipe, folder: store.Folder) -> list[Epoch]:
     with store.reading(folder.path):
         history = store.read_csv(folder.path / "history.csv", Epoch)
-        if len(history) != recipe.epochs:
+        if len(history) > recipe.epochs or not recipe.ends(history):
             raise ValueError(f"{len(history)} epochs in history.csv")
     return history
 
@@ -332,7 +342,10 @@ def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Proven
     store.write_csv(folder.path / "history.csv", loop.state.history, Epoch)
     store.write_json(folder.path / "provenance.json", origin)
     write_weights(loop.model, folder.path / "minimizer.weights.h5")
-    folder.seal(*RESULT, dropping=_checkpoints(folder))
+    more = [TRACKED] if loop.recipe.track else []
+    for name in more:
+        store.write_csv(folder.path / name, loop.state.tracked, Tracked)
+    folder.seal(*RESULT, *more, dropping=_checkpoints(folder))
 
 
 def _keep_iterate(loop: TrainingLoop, folder: store.Folder, other: store.Folder, origin: store.Provenance) -> None:

@@ -1,9 +1,12 @@
-"""The optimizers that a recipe may name."""
+"""The optimizers that a recipe may name: each a data class of its settings, which builds an optimizer of Keras."""
 
+import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
+from large_batch import distribution, named
 from large_batch.backend import keras, tf
-from large_batch.errors import UserError
+from large_batch.named import number
 
 
 class FusedAdam(keras.optimizers.Adam):
@@ -37,13 +40,202 @@ class FusedAdam(keras.optimizers.Adam):
         )
 
 
-OPTIMIZERS: dict[str, Callable[[float], keras.optimizers.Optimizer]] = {
-    "adam": lambda learning_rate: FusedAdam(learning_rate, epsilon=1e-8),  # Keras 1's epsilon
-}
+class QuasiNewton(keras.optimizers.Optimizer):
+    """adaQN, a stochastic L-BFGS (Keskar & Berahas, 2016, arXiv:1511.01169, algorithm 1).
+
+    A step goes along the gradient times an L-BFGS matrix that begins with ADAGRAD's diagonal. At the end of each cycle
+    of steps, `end_cycle`, the mean w_n of the cycle's iterates is compared with the last good one, w_o, on a fixed
+    monitoring set. Where the loss is more than `growth` times that of w_o, the weights go back to w_o, and pairs and
+    gradients are forgotten. Else s = w_n - w_o and y = F s, with the mean F of the outer products of the last gradients
+    (the accumulated Fisher matrix), are a new pair of the L-BFGS matrix if s'y > curvature s's, and w_n is the good one
+    from then on.
+
+    All vectors are the n weights in one row. What is not there yet is zero, and takes no part.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        pairs: int = 10,
+        gradients: int = 100,
+        growth: float = 1.01,
+        curvature: float = 1e-4,
+        epsilon: float = 1e-8,
+    ):
+        super().__init__(learning_rate=learning_rate, name="adaqn")
+        self.pairs, self.gradients = pairs, gradients
+        self.growth, self.curvature, self.epsilon = growth, curvature, epsilon
+
+    def build(self, variables):
+        """Make the state, for a list of variables."""
+        if self.built:
+            return
+        super().build(variables)
+        size = sum(math.prod(variable.shape) for variable in variables)
+
+        def state(name: str, *shape: int, dtype: str = "float32") -> keras.Variable:
+            return self.add_variable(shape, initializer="zeros", dtype=dtype, name=name)
+
+        self._squares, self._sum, self._good = state("squares", size), state("sum", size), state("good", size)
+        self._s, self._y = state("s", self.pairs, size), state("y", self.pairs, size)
+        self._inner = state("inner", self.pairs)  # s'y of each pair
+        self._past = state("gradients", self.gradients, size)
+        self._good_loss, self._summed = state("good_loss"), state("summed", dtype="int64")
+        self._kept, self._cycles = state("kept", dtype="int64"), state("cycles", dtype="int64")
+
+    def apply(self, grads, trainable_variables=None):
+        """Take one step; called within a replica, with its part of the gradient."""
+        variables = list(trainable_variables or self._trainable_variables)
+        self.build(variables)
+        pairs = zip(grads, variables, strict=True)
+        gradient = _flat([tf.zeros(v.shape) if g is None else g for g, v in pairs])
+        if context := tf.distribute.get_replica_context():
+            gradient = context.all_reduce("SUM", gradient)
+        squares = self._squares + tf.square(gradient)
+        w = _flat(variables) - self.learning_rate * self._direction(gradient, squares)
+        kept = tf.convert_to_tensor(self._kept)
+
+        def keep(past, gradient):
+            past.scatter_update(tf.IndexedSlices(gradient[None], (kept % self.gradients)[None]))
+
+        distribution.update(keep, [self._past], [gradient])
+        changed = [self._squares, self._sum, self._summed, self._kept, *variables]
+        parts = _like(w, variables)
+        distribution.assign(changed, [squares, self._sum + w, self._summed + 1, kept + 1, *parts])
+        distribution.assign([self.iterations], [self.iterations + 1])
+
+    def _direction(self, gradient: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
+        """Return the L-BFGS matrix times the gradient, by the two loops over the pairs."""
+        factors = {}
+        for i in reversed(range(self.pairs)):
+            factors[i] = tf.math.divide_no_nan(_dot(self._s[i], gradient), self._inner[i])
+            gradient = gradient - factors[i] * self._y[i]
+        direction = gradient / tf.sqrt(squares + self.epsilon)
+        for i in range(self.pairs):
+            factor = tf.math.divide_no_nan(_dot(self._y[i], direction), self._inner[i])
+            direction = direction + (factors[i] - factor) * self._s[i]
+        return direction
+
+    def end_cycle(self, loss: Callable[[list[tf.Tensor]], tf.Tensor]) -> None:
+        """Compare and learn, within a replica; `loss` is that of the monitoring set at any weights."""
+        variables = self._trainable_variables
+        mean = self._sum / tf.cast(self._summed, tf.float32)
+        found, good = loss(_like(mean, variables)), tf.convert_to_tensor(self._good)
+        first = self._cycles == 0
+        back = tf.logical_not(first | (found <= self.growth * self._good_loss))  # also where it is no number
+        s = mean - good
+        known = tf.cast(tf.minimum(self._kept, self.gradients), tf.float32)
+        y = tf.linalg.matvec(self._past, tf.linalg.matvec(self._past, s), transpose_a=True) / known
+        inner = _dot(s, y)
+        new = tf.logical_not(first | back) & (inner > self.curvature * _dot(s, s))
+
+        def with_new(memory, row):
+            return tf.where(back, tf.zeros_like(memory), tf.where(new, tf.concat([memory[1:], row[None]], 0), memory))
+
+        memories = zip((self._s, self._y, self._inner), (s, y, inner), strict=True)
+        changes = [(memory, with_new(tf.convert_to_tensor(memory), row)) for memory, row in memories]
+        changes += [
+            (self._past, tf.where(back, 0.0, self._past)),
+            (self._kept, tf.where(back, tf.zeros([], tf.int64), self._kept)),
+            (self._good, tf.where(first | new, mean, good)),
+            (self._good_loss, tf.where(first | new, found, self._good_loss)),
+            (self._sum, tf.zeros_like(mean)),
+            (self._summed, tf.zeros([], tf.int64)),
+            (self._cycles, self._cycles + 1),
+        ]
+        w = tf.where(back, good, _flat(variables))
+        changes += zip(variables, _like(w, variables), strict=True)
+        distribution.assign(*zip(*changes, strict=True))
 
 
-def make(name: str, learning_rate: float) -> keras.optimizers.Optimizer:
-    """Return the optimizer of a name; raises `UserError` where there is none."""
-    if name not in OPTIMIZERS:
-        raise UserError(f"There is no optimizer '{name}'; choose one of {', '.join(OPTIMIZERS)}.")
-    return OPTIMIZERS[name](learning_rate)
+def _flat(parts: list) -> tf.Tensor:
+    return tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
+
+
+def _like(row: tf.Tensor, variables: list) -> list[tf.Tensor]:
+    """Return the parts of a flat vector in the shapes of the variables."""
+    parts = tf.split(row, [math.prod(variable.shape) for variable in variables])
+    return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
+
+
+def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    return tf.tensordot(a, b, 1)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """ADAM as the paper's own code has it, with the defaults of Keras 1."""
+
+    learning_rate: float = number(1e-3)
+    beta_1: float = number(0.9, most=1)
+    beta_2: float = number(0.999, most=1)
+    epsilon: float = number(1e-8)
+
+    def build(self) -> keras.optimizers.Optimizer:
+        """Return the optimizer."""
+        return FusedAdam(**asdict(self))
+
+
+@dataclass(frozen=True)
+class Adagrad:
+    """ADAGRAD (Duchi et al., 2011), Keras' own, with the learning rate, epsilon and zero start of Keras 1."""
+
+    learning_rate: float = number(0.01)
+    initial_accumulator_value: float = number(0.0)
+    epsilon: float = number(1e-8)
+
+    def build(self) -> keras.optimizers.Optimizer:
+        """Return the optimizer."""
+        return keras.optimizers.Adagrad(**asdict(self))
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """SGD (Sutskever et al., 2013), Keras' own, with the learning rate of Keras 1, and momentum if it is asked for."""
+
+    learning_rate: float = number(0.01)
+    momentum: float = number(0.0, most=1)
+    nesterov: int = number(0, most=1)
+
+    def build(self) -> keras.optimizers.Optimizer:
+        """Return the optimizer."""
+        return keras.optimizers.SGD(self.learning_rate, self.momentum, bool(self.nesterov))
+
+
+@dataclass(frozen=True)
+class AdaQN:
+    """adaQN (Keskar & Berahas, 2016), see `QuasiNewton`, which keeps 2 pairs + gradients + 3 numbers for each weight.
+
+    The cycle of 20 steps, 10 pairs, 100 gradients, the growth 1.01 and the curvature 1e-4 are the defaults of the
+    public implementation stochQN; the learning rate is that of ADAGRAD here, whose diagonal it begins with. The
+    monitoring set is as large as a batch.
+    """
+
+    learning_rate: float = number(0.01)
+    cycle: int = number(20, least=1)
+    pairs: int = number(10, least=1)
+    gradients: int = number(100, least=1)
+    growth: float = number(1.01)
+    curvature: float = number(1e-4)
+    epsilon: float = number(1e-8)
+
+    def build(self) -> keras.optimizers.Optimizer:
+        """Return the optimizer."""
+        settings = asdict(self)
+        del settings["cycle"]
+        return QuasiNewton(**settings)
+
+
+Optimizer = Adam | Adagrad | Sgd | AdaQN
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adagrad": Adagrad, "sgd": Sgd, "adaqn": AdaQN}
+
+
+def make(text: str) -> Optimizer:
+    """Return the optimizer's settings of a text, `name` or `name:setting=1,...`; raises `UserError` where there is
+    none."""
+    return named.make(text, OPTIMIZERS, "optimizer")
+
+
+def canonical(text: str) -> str:
+    """Return the one text of all that make the same optimizer; raises `UserError` as `make` does."""
+    return named.canonical(text, OPTIMIZERS, "optimizer")

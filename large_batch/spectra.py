@@ -12,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator
 from large_batch import hessian, spectrum
 from large_batch.hessian import PASSES
 from large_batch.measurements import Report, Request
-from large_batch.spectrum import Density, Estimate
+from large_batch.spectrum import HESSIAN_MEASURES, Density, Estimate
 
 if TYPE_CHECKING:
     from large_batch.objectives import Objectives
@@ -24,6 +24,11 @@ class Eigenvalues:
 
     values: list[float]
 
+    @property
+    def value(self) -> float:
+        """The outermost one."""
+        return self.values[0]
+
 
 @dataclass(frozen=True)
 class Traces:
@@ -34,13 +39,24 @@ class Traces:
     hutchpp: Estimate
     by_layer: dict[str, list[float | None]] = field(default_factory=dict)
 
+    @property
+    def value(self) -> float:
+        """The better one."""
+        return self.hutchpp.value
+
 
 @dataclass(frozen=True, kw_only=True)
 class HessianRequest(Request):
     """What is measured of the Hessian over the first `samples` training samples; of its block of a `layer`, or of all.
 
-    Each kind says its `products`, how many Hessian-vector products it takes.
+    Each kind says its `products`, how many Hessian-vector products it takes. Those that are a measure of sharpness say
+    what `measurements.SharpnessRequest` says of another one, too: the Hessian knows no epsilon.
     """
+
+    space: ClassVar[str] = "full"
+    epsilon: ClassVar[None] = None
+    dimension: ClassVar[None] = None
+    trial: ClassVar[None] = None
 
     samples: int
     layer: str = ""
@@ -53,8 +69,9 @@ class HessianRequest(Request):
     @property
     def name(self) -> str:
         """What a person looks for in a listing."""
-        layer = [self.layer.replace("/", ".")] if self.layer else []
-        return "-".join([self.network, self.weights_digest[:8], *layer, *self.words, f"n{self.samples}"])
+        more = [self.layer.replace("/", ".")] if self.layer else []
+        more += [f"x{self.rescale:g}"] if self.rescale != 1 else []
+        return "-".join([self.network, self.weights_digest[:8], *more, *self.words, f"n{self.samples}"])
 
     def cost(self, train: int, test: int) -> int:
         """Return about how many samples are evaluated."""
@@ -72,6 +89,8 @@ class EigenvaluesRequest(HessianRequest):
     """The `count` eigenvalues at one `end`: "largest" or "lowest"."""
 
     kind: ClassVar[str] = "eigenvalues"
+    measure: ClassVar[str] = "eigenvalue"
+    solver: ClassVar[str] = "lanczos"
     result_type: ClassVar[type] = Eigenvalues
 
     end: str
@@ -98,6 +117,8 @@ class TraceRequest(HessianRequest):
     """The trace by both estimates, each with so many `products_each`."""
 
     kind: ClassVar[str] = "traces"
+    measure: ClassVar[str] = "trace"
+    solver: ClassVar[str] = "hutch++"
     result_type: ClassVar[type] = Traces
 
     products_each: int
@@ -148,19 +169,29 @@ class DensityRequest(HessianRequest):
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is put into spectra; `request` returns a request of a kind for the problem, as `Experiment.request`."""
+    """How much is put into spectra: samples of the training set, vectors and steps of a density, products of a trace.
+
+    `request` of its methods returns a request of a kind for the problem, as `Experiment.request`; `place` are settings
+    of all kinds, a `layer` or a factor, `rescale`.
+    """
 
     samples: int
     probes: int
     steps: int
     products: int
 
-    def density(self, request: Callable, layer: str = "") -> DensityRequest:
+    def density(self, request: Callable, **place) -> DensityRequest:
         """Return the request of a density."""
-        return request(DensityRequest, samples=self.samples, layer=layer, probes=self.probes, steps=self.steps)
+        return request(DensityRequest, samples=self.samples, probes=self.probes, steps=self.steps, **place)
 
-    def all(self, request: Callable, layer: str = "") -> list[HessianRequest]:
-        """Return the requests of all that is measured, of the whole network or of a layer."""
-        place = {"samples": self.samples, "layer": layer}
-        ends = [request(EigenvaluesRequest, end=end, **place) for end in ("largest", "lowest")]
-        return [*ends, request(TraceRequest, products_each=self.products, **place), self.density(request, layer)]
+    def measure(self, measure: str, request: Callable, **place) -> TraceRequest | EigenvaluesRequest:
+        """Return the request of a measure of sharpness: "trace" or "eigenvalue"."""
+        if measure == "trace":
+            return request(TraceRequest, samples=self.samples, products_each=self.products, **place)
+        return request(EigenvaluesRequest, samples=self.samples, end="largest", **place)
+
+    def all(self, request: Callable, **place) -> list[HessianRequest]:
+        """Return the requests of both ends, the trace and the density."""
+        lowest = request(EigenvaluesRequest, samples=self.samples, end="lowest", **place)
+        measures = [self.measure(measure, request, **place) for measure in HESSIAN_MEASURES]
+        return [*measures, lowest, self.density(request, **place)]

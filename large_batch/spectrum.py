@@ -16,7 +16,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from large_batch.errors import UserError
 
-PROBES, STEPS = 10, 50  # of a density
+HESSIAN_MEASURES = ("eigenvalue", "trace")  # of sharpness: the largest eigenvalue, and the trace
 RESOLUTION = 2.0**-23  # relative to the largest eigenvalue: what products in float32 resolve
 KEPT_BYTES = 2 * 2**30  # a larger basis of Lanczos vectors is not kept
 WIDTH = 0.01  # of the bell that is drawn for an eigenvalue, in units of the spectrum's
@@ -92,7 +92,7 @@ class Density:
         return seen.mean(axis=0), error
 
 
-def spectral_density(operator: LinearOperator, probes: int = PROBES, steps: int = STEPS, seed: int = 0) -> Density:
+def spectral_density(operator: LinearOperator, probes: int = 10, steps: int = 50, seed: int = 0) -> Density:
     """Return the spectral density of a symmetric operator, (n, n), by stochastic Lanczos quadrature.
 
     It takes `probes` times `steps` products (Ubaru, Chen and Saad, 2017; of networks, Ghorbani et al., 2019). With m

@@ -10,8 +10,10 @@ from large_batch import paper
 from large_batch.hessian import Curvature
 from large_batch.measurements import Measured, Solution
 from large_batch.paper import Spread
+from large_batch.sharpness_metric import SharpnessResult
 from large_batch.spectra import Eigenvalues, Traces
 from large_batch.spectrum import Estimate
+from large_batch.tracking import Tracked
 
 DIMENSION = 100  # of the random subspaces of Table 4
 SHARE = 0.1  # of the largest eigenvalue, beyond which eigenvalues are counted: far above a density's resolution
@@ -96,7 +98,7 @@ def sharpness_comparison(results: dict[str, list[Measured]], comparable: bool) -
         factor, measure, epsilon, space, solver = setting
         cells = ["not resolved" if spread is None else str(spread) for spread in ours]
         beside = ["-" if spread is None else str(spread) for spread in theirs]
-        place = [factor, measure, space, f"{epsilon:g}", solver]
+        place = [factor, measure, space, "-" if epsilon is None else f"{epsilon:g}", solver]
         rows.append([*place, *cells, _ratio(*ours), *beside, _ratio(*theirs)])
         if None not in ours:
             resolved, sharper = resolved + 1, sharper + (ours[1].mean > ours[0].mean)
@@ -135,20 +137,20 @@ def _ratio(small: Spread | None, large: Spread | None) -> str:
 
 
 def sharpness_details(results: dict[str, list[Measured]]) -> str:
-    """Lay out how each value was found."""
+    """Lay out how each value in a box or ball was found."""
     header = (
         "minimizer, rescaled, measure, space, epsilon, solver, value, f(x), max f, evaluations, iterations, stopped by"
     )
     rows = [header.split(", ")]
     for label, measured in results.items():
-        for trial in measured:
+        for trial in (one for one in measured if isinstance(one.result, SharpnessResult)):
             at, result = trial.measurement, trial.result
             space = at.space if at.trial is None else f"{at.space} {at.trial}"
             losses = f"{result.loss:.4g}", f"{result.largest_loss:.4g}"
             counts = str(result.evaluations), str(result.iterations)
             place = [label, f"{at.rescale:g}", at.measure, space, f"{at.epsilon:g}", at.solver]
             rows.append([*place, str(result), *losses, *counts, result.stopped])
-    return lay_out(_with_usual_left_out(rows))
+    return lay_out(_with_usual_left_out(rows)) if rows[1:] else ""
 
 
 def curvature_table(results: dict[str, Curvature]) -> str:
@@ -211,3 +213,16 @@ def _spectrum_rows(measured: Measured) -> dict[str, str]:
             counted = Estimate(*(float(part[0]) for part in count(np.array([sign * SHARE * high]))))
             rows[f"eigenvalues {words} {100 * sign * SHARE:g} % of the largest"] = str(counted)
     return {f"{at.layer}: {row}" if at.layer else row: text for row, text in rows.items()}
+
+
+def tracked_table(tracked: dict[str, list[Tracked]]) -> str:
+    """Lay out what was found first, at its largest and last in each training, beside the edge of stability."""
+    rows = [["", "first", "largest", "last", "edge", "P^-1 H: first", "largest", "last", "edge"]]
+    for label, group in tracked.items():
+        cells = [label]
+        for name, edge in (("eigenvalue", "edge"), ("preconditioned", "preconditioned_edge")):
+            known = [getattr(row, name) for row in group if getattr(row, name) is not None]
+            numbers = [known[0], max(known), known[-1], getattr(group[-1], edge)] if known else []
+            cells += [f"{number:.4g}" for number in numbers] or ["-"] * 4
+        rows.append(cells)
+    return lay_out(rows)

@@ -9,22 +9,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from large_batch import layers, optimizers, remedies, store
+from large_batch import distribution, layers, optimizers, remedies, store, tracking
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
 from large_batch.errors import UserError
 from large_batch.layers import cross_entropy, flat_weights, pixels
 from large_batch.networks import PRECISIONS, Network, Problem
+from large_batch.objective import Objective
+from large_batch.remedies import Moment
+from large_batch.tracking import Track, Tracked
 
 BLOCK = 4096  # samples trained at most between two looks at the clock and at signals
 PACE = 1.0  # seconds that should not pass between them
+PATIENCE, LEAST_GAIN = 10, 0.01  # epochs, and the relative improvement of the loss, of `converged`
 COMPILED_BATCH = 512  # samples up to which a step without convolutions is about 10 % faster or more, compiled by XLA
 
 
@@ -36,20 +41,25 @@ class Recipe(Problem):
     recipe with `epochs` k; with 0 epochs it is the starting point. `schedule` lists (finished epochs, batch size): from
     there on the batch size is another, in the same training. `warm_start` is the recipe at whose minimizer this
     training starts, with a fresh optimizer; by default it starts where the seed says. `optimizer` and `remedies` are
-    names (`optimizers.OPTIMIZERS`, `remedies.make`).
+    texts, like "sgd:momentum=0.9" (`optimizers.make`, `remedies.make`). With `until_converged` the training ends after
+    fewer epochs where its loss has ceased to improve (`converged`), and so do the iterates after that. `track` says
+    what is followed on the way (`Track.read`): it does not change the minimizer, but is kept with it.
     """
 
     batch_size: int
     epochs: int
     seed: int
     precision: str = "float32"
-    learning_rate: float = 1e-3
     optimizer: str = "adam"
     schedule: tuple[tuple[int, int], ...] = ()
     warm_start: Recipe | None = None
     remedies: tuple[str, ...] = ()
+    until_converged: bool = False
+    track: str = ""
 
     def __post_init__(self):
+        if self.track:
+            Track.read(self.track)
         if self.precision not in PRECISIONS:
             raise UserError(f"There is no precision '{self.precision}'; choose one of {', '.join(PRECISIONS)}.")
         if self.epochs < 0:
@@ -61,8 +71,11 @@ class Recipe(Problem):
         switches = [epoch for epoch, _ in self.schedule]
         if switches != sorted(set(switches)) or min(switches, default=1) < 1:
             raise UserError(f"The epochs of a schedule must be above 0 and ascend, not {switches}.")
-        for text in self.remedies:
-            remedies.make(text)
+        for name, value in (
+            ("optimizer", optimizers.canonical(self.optimizer)),
+            ("remedies", tuple(map(remedies.canonical, self.remedies))),
+        ):
+            object.__setattr__(self, name, value)  # so that what is the same is found under one name
         if self.warm_start and self.warm_start.problem != self.problem:
             raise UserError("A training can start only at a minimizer of the same network and data.")
 
@@ -77,8 +90,12 @@ class Recipe(Problem):
         variant = [word for word in (self.definition, self.precision) if word not in ("repository", "float32")]
         batches = f"b{self.batch_size}" + (f"to{self.schedule[-1][1]}" if self.schedule else "")
         settings = [batches, f"e{self.epochs}", f"s{self.seed}"]
+        chosen = [text for text in (self.optimizer, *self.remedies) if text != "adam"]
+        settings += [*(text.partition(":")[0] for text in chosen), *["converged"] * self.until_converged]
         if warm := self.warm_start:
             settings.append(f"from-b{warm.batch_size}-e{warm.epochs}")
+        if self.track:
+            settings.append(self.track.replace(":", "-"))
         return "-".join([self.network, self.dataset, *variant, *settings])
 
     @property
@@ -94,8 +111,15 @@ class Recipe(Problem):
         """Return the recipe of this training's iterate after `epoch` epochs."""
         return dataclasses.replace(self, epochs=epoch)
 
+    def ends(self, history: Sequence[Epoch]) -> bool:
+        """Say whether a training with this history is at its end."""
+        losses = [row.train_loss for row in history]
+        return len(losses) >= self.epochs or (self.until_converged and converged(losses))
+
     def check(self, data: DataSet) -> Recipe:
-        """Return the recipe; raise `UserError` if a batch is larger than the training set."""
+        """Return the recipe; raise `UserError` for a batch larger than the training set, or remedies of other data."""
+        for text in self.remedies:
+            remedies.make(text).check(data.x_train.shape[1:])
         largest, samples = max(self.batch_sizes), len(data.x_train)
         if largest > samples:
             raise UserError(f"A batch of {largest:,} is larger than the training set of {samples:,} samples.")
@@ -117,6 +141,16 @@ class Epoch:
     test_accuracy: float | None = None
 
 
+def converged(losses: Sequence[float]) -> bool:
+    """Say whether the mean training loss of the epochs has ceased to improve.
+
+    So it has where the least loss of the last 10 epochs is not more than a relative 1 % below the least of all before.
+    The paper's trainings ran "until the loss function ceased to improve" (section 2.2), without a rule.
+    """
+    before, last = losses[:-PATIENCE], losses[-PATIENCE:]
+    return bool(before) and min(last) >= (1 - LEAST_GAIN) * min(before)
+
+
 class DivergedError(ArithmeticError):
     """Loss or weights are no longer finite; the message says since when."""
 
@@ -132,12 +166,14 @@ class TrainingState:
     seen: int = 0
     wall_seconds: float = 0.0
     origins: list[store.Provenance] = field(default_factory=list)
+    tracked: list[Tracked] = field(default_factory=list)
 
     @classmethod
     def read(cls, saved) -> TrainingState:
         """Return the state that an opened file of `TrainingLoop.save` holds."""
         content = json.loads(str(saved["position"]))
         content["history"] = [Epoch(**row) for row in content["history"]]
+        content["tracked"] = [Tracked(**row) for row in content.get("tracked", ())]
         content["origins"] = [store.Provenance(**origin) for origin in content["origins"]]
         return cls(**content)
 
@@ -154,22 +190,38 @@ class TrainingLoop:
         self.state = TrainingState()
         with replicas.strategy.scope():
             self.model = recipe.build(network, data, recipe.precision)
-            self.optimizer = optimizers.make(recipe.optimizer, recipe.learning_rate)
+            chosen = optimizers.make(recipe.optimizer)
+            self.optimizer = chosen.build()
             self.optimizer.build(self.model.trainable_variables)
+        self._fresh = [float(np.ravel(variable)[0]) for variable in self.optimizer.variables]  # all elements are equal
+        self._cycle = getattr(chosen, "cycle", None)
         self._remedies = [remedies.make(text) for text in recipe.remedies]
         self.x = tf.constant(data.x_train)
         self.y = tf.constant(data.y_train.astype(np.int32))
         self.recomputing = layers.recomputes(self.model, -(-max(recipe.batch_sizes) // replicas.memories))
         convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in self.model.layers)
-        self._compilable = replicas.count == 1 and not convolves and not self.recomputing
+        self._compilable = replicas.count == 1 and not (convolves or self.recomputing or self._cycle)
+        # The monitoring set of adaQN
+        chosen = np.random.default_rng([recipe.seed, 0, 1]).permutation(len(data.x_train))[: recipe.batch_size]
+        self._monitored = tf.constant(np.sort(chosen).astype(np.int32)) if self._cycle else None
         self._compiled_step = tf.function(self._step, jit_compile=True, autograph=False)
         self._order = (-1, tf.zeros(0, tf.int32))  # of which epoch, and which
         self._block = 1
+        self._track = Track.read(recipe.track) if recipe.track else None
+        if self._track:
+            model, x, y = recipe.build(network, data), data.x_train, data.y_train
+            some = slice(self._track.samples)
+            self._followed = Objective(model, x[some], y[some], outputs=network.outputs, replicas=replicas)
 
     @property
     def epoch(self) -> int:
         """Number of finished epochs."""
         return len(self.state.history)
+
+    @property
+    def ended(self) -> bool:
+        """Say whether the training is at its end."""
+        return self.recipe.ends(self.state.history)
 
     @property
     def between_epochs(self) -> bool:
@@ -188,10 +240,13 @@ class TrainingLoop:
 
         Raises `DivergedError`.
         """
+        self._follow()
         began, at = time.monotonic(), self.state
         samples, batch = len(self.data.x_train), self.recipe.batch_size_in(self.epoch)
         step, steps = at.seen // batch, -(-samples // batch)
         count = min(self._block, steps - step)
+        if self._track:
+            count = min(count, self._track.every - at.steps % self._track.every)
         if self._order[0] != self.epoch:
             order = np.random.default_rng([self.recipe.seed, self.epoch]).permutation(samples)
             self._order = self.epoch, tf.constant(order.astype(np.int32))
@@ -206,7 +261,16 @@ class TrainingLoop:
         at.steps, at.seen = at.steps + count, at.seen + done
         at.wall_seconds += time.monotonic() - began
         self._set_pace(count, batch, time.monotonic() - began)
+        self._follow()
         return done, bool(sums[-1, 2])
+
+    def _follow(self) -> None:
+        """Look at what is followed, where that is due and not done."""
+        began, at = time.monotonic(), self.state
+        if self._track and at.steps % self._track.every == 0 and at.steps not in [row.step for row in at.tracked[-1:]]:
+            seen = tracking.look(self._followed, self.model, self.optimizer, at.steps, self.recipe.seed)
+            at.tracked.append(seen)
+            at.wall_seconds += time.monotonic() - began
 
     def _set_pace(self, steps: int, batch: int, seconds: float) -> None:
         """Choose the next block; machines that go together cannot choose each by its own clock."""
@@ -241,33 +305,47 @@ class TrainingLoop:
             layers.set_dropout_step(self.model, steps_before + i)
             chosen = order[(first + i) * batch : (first + i + 1) * batch]
             # Gathered here, so that a replica's device receives a batch and not the whole data set.
-            x, y = tf.gather(self.x, chosen), tf.gather(self.y, chosen)
-            x = self.data.frames.splice(x) if self.data.frames else x
-            of_step = self.replicas.reduce_sum(step, x, y, stop, steps_before + i)
+            x, y = self._samples(chosen)
+            keys = [remedies.key_of(self.recipe.seed, steps_before + i, place) for place in range(len(self._remedies))]
+            for remedy, key in zip(self._remedies, keys, strict=True):
+                x, y = remedy.batch(x, y, key)
+            of_step = self.replicas.reduce_sum(step, x, y, stop, keys)
             sums = sums.write(tf.cast(i, tf.int32), of_step)
+            if self._cycle is not None and (steps_before + i + 1) % self._cycle == 0:
+                self.replicas.strategy.run(self._end_cycle, self._samples(self._monitored))
         return sums.stack()
 
-    def _step(self, x, y, stop, number):
+    def _samples(self, chosen):
+        """Return samples, frames of speech with those beside them, and their labels."""
+        x = tf.gather(self.x, chosen)
+        return self.data.frames.splice(x) if self.data.frames else x, tf.gather(self.y, chosen)
+
+    def _step(self, x, y, stop, keys):
         """One step of one replica, on its shard of a batch."""
-        keys = [remedies.key_of(self.recipe.seed, number, place) for place in range(len(self._remedies))]
-        remedied = list(zip(self._remedies, keys, strict=True))
-        for remedy, key in remedied:
-            x, y = remedy.batch(x, y, key)
-        samples = tf.cast(tf.shape(x)[0], tf.float32)
-        (x, y), weight = self.replicas.shard(x, y)
-        loss, step = self._loss, self._update(weight, samples)
-        for remedy, key in remedied:
-            loss, step = remedy.loss(loss, self.model, key), remedy.step(step, self.model, key)
+        replicas, whole = self.replicas, tf.shape(x)[0]
+        (x, y), weight = replicas.shard(x, y)
+        state = [tf.convert_to_tensor(variable) for variable in self.model.non_trainable_variables]
+        loss, step = partial(self._loss, state), self._update(weight, tf.cast(whole, tf.float32))
+        for remedy, key in zip(self._remedies, keys, strict=True):
+            now = Moment(
+                self.model, key, whole, lambda tensor: replicas.shard(tensor)[0][0], replicas.total, self._restart
+            )
+            loss, step = remedy.loss(loss, now), remedy.step(step, now)
         losses, logits = step(loss, x, y)
         correct = tf.argmax(logits, axis=1, output_type=y.dtype) == y
         return tf.stack([weight * tf.reduce_sum(losses), weight * tf.reduce_sum(tf.cast(correct, tf.float32)), stop])
 
-    def _loss(self, x, y):
-        """Losses and logits of a shard; see `remedies.Loss`."""
+    def _loss(self, state, x, y, weights=None, training=True):
+        """Losses and logits of a shard, see `remedies.Loss`; `state` goes with `weights` that are not the model's."""
+        x = pixels(x)
         if self.recomputing:
-            weights = [tf.convert_to_tensor(variable) for variable in self.model.trainable_variables]
-            return cross_entropy(layers.call_recomputing(self.model, weights, pixels(x), True), y, self.outputs)
-        return cross_entropy(self.model(pixels(x), training=True), y, self.outputs)
+            weights = weights or [tf.convert_to_tensor(variable) for variable in self.model.trainable_variables]
+            outputs = layers.call_recomputing(self.model, weights, x, training)
+        elif weights is None:
+            outputs = self.model(x, training=training)
+        else:
+            outputs, _ = self.model.stateless_call(weights, state, x, training=training)
+        return cross_entropy(outputs, y, self.outputs)
 
     def _update(self, weight, samples) -> remedies.Step:
         """Return the plain step: one of the optimizer along the gradient of the whole batch's mean loss."""
@@ -281,6 +359,24 @@ class TrainingLoop:
             return losses, logits
 
         return step
+
+    def _restart(self) -> None:
+        """Give the optimizer the state that it had before its first step."""
+        variables = self.optimizer.variables
+        fresh = [tf.fill(v.shape, tf.cast(value, v.dtype)) for v, value in zip(variables, self._fresh, strict=True)]
+        distribution.assign(variables, fresh)
+
+    def _end_cycle(self, x, y) -> None:
+        """Let adaQN judge its last steps by the loss of the monitoring set, on one replica."""
+        whole = tf.cast(tf.shape(x)[0], tf.float32)
+        (x, y), weight = self.replicas.shard(x, y)
+        state = [tf.convert_to_tensor(variable) for variable in self.model.non_trainable_variables]
+
+        def loss(weights):
+            losses, _ = self._loss(state, x, y, weights, training=False)
+            return self.replicas.total([tf.reduce_sum(losses) * weight / whole])[0]
+
+        self.optimizer.end_cycle(loss)
 
     def _variables(self) -> list:
         return [*self.model.variables, *self.optimizer.variables]

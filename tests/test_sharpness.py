@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from conftest import ROOT, run_python
 from small_network import NAME, SMALL
@@ -133,27 +134,74 @@ def test_given_minimizers_by_both_solvers(run_sharpness, tmp_path):
     assert results(path)["given", "full", 5e-4, None] == summary["results"]["given"][1]["result"]["value"]
 
 
-def test_curvature(run_sharpness, tmp_path):
-    job = *SMALL_NETWORK[:3], *BATCHES, "--curvature", "--dimension=3", "--eps=1e-3", "--curvature_samples=200"
+def test_curvature_and_spectrum(run_sharpness, run_script, tmp_path):
+    """Both ends, traces and densities beside the rest; `plot_spectrum.py` draws what is measured already."""
+    effort = "--curvature_samples=200", "--probes=2", "--steps=10", "--by_layer"
+    job = *SMALL_NETWORK[:3], *BATCHES, "--curvature", "--dimension=3", "--eps=1e-3", "--products=6", *effort
     done = run_sharpness(*job)
-    path = only(tmp_path, "small-curvature-*-e1-sb750-lb1500-eps0.001-d3-n200.json")
+    path = only(
+        tmp_path, "small-curvature-*-e1-sb750-lb1500-probes2-steps10-products6-layers-eps0.001-d3-hessian200.json"
+    )
     summary = json.loads(path.read_text())
-    assert summary["settings"]["curvature_samples"] == 200
+    layers = ["dense", "batch_statistics_normalization", "dense_1"]
     for label in ("SB", "LB"):
-        (one,) = summary["results"][label]
+        one, *spectra = summary["results"][label]
         assert one["measurement"]["samples"] == 200
         curvature = one["result"]
         assert len(curvature["eigenvalues"]) == 5
         assert len(curvature["projection"]["ritz_values"]) == 3
         assert curvature["eigenvalues"][0] > max(curvature["projection"]["ritz_values"])
         assert f"{curvature['eigenvalues'][0]:.4g}" in done.stdout
+        assert [each["measurement"]["layer"] for each in spectra] == [
+            layer for layer in ["", *layers] for _ in range(4)
+        ]
+        largest, traces, lowest, density = (each["result"] for each in spectra[:4])
+        assert largest["values"] == curvature["eigenvalues"]
+        assert lowest["values"][0] < 0 < lowest["values"][0] + largest["values"][0]
+        assert list(traces["by_layer"]) == layers
+        assert [len(nodes) for nodes in density["nodes"]] == [10, 10]
+        assert f"{traces['hutchpp']['value']:.4g} ± " in done.stdout
     assert "about 5 % of the dimensions" in done.stdout
 
-    before = kept(tmp_path, "curvature")
+    before = kept(tmp_path, "curvature"), kept(tmp_path, "densities")
     again = run_sharpness(*job)
     assert again.stdout.partition("\n")[2] == done.stdout.partition("\n")[2]
     assert json.loads(path.read_text())["results"] == summary["results"]
-    assert kept(tmp_path, "curvature") == before, "kept, not measured again"
+    folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "result", "figure")]
+    drawn = run_script("plot_spectrum.py", *folders, *SMALL_NETWORK[:3], *BATCHES, *effort)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "8 measurements (8 of them done)" in drawn.stdout
+    assert "dense_1: eigenvalues above 10 % of the largest" in drawn.stdout
+    assert (kept(tmp_path, "curvature"), kept(tmp_path, "densities")) == before, "kept, not measured again"
+    name = "small-spectrum-*-e1-sb750-lb1500-probes2-steps10-layers-n200"
+    with open(only(tmp_path, f"{name}.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    for place in [(label, layer) for label in ("SB", "LB") for layer in ("", *layers)]:
+        group = [row for row in rows if (row["minimizer"], row["layer"]) == place]
+        x, y = ([float(row[name]) for row in group] for name in ("eigenvalue", "density"))
+        assert np.trapezoid(y, x) == pytest.approx(1, abs=1e-3)
+    assert {path.suffix for path in (tmp_path / "figure").glob(f"{name}.*")} == {".pdf", ".png"}
+
+
+def test_measures_of_the_hessian_beside_others(run_sharpness, tmp_path):
+    """They follow a rescaling of weights that Metric 2.1 follows, too, and are rows of their own."""
+    asked = (
+        "--space=full",
+        "--eps=1e-3",
+        "--measure=keskar,trace,eigenvalue",
+        "--rescale=1,2",
+        "--curvature_samples=200",
+    )
+    done = run_sharpness(*SMALL_NETWORK, *BATCHES, *asked, f"--figure_dir={tmp_path / 'figure'}")
+    with open(only(tmp_path, "small-sharpness-*.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {(row["minimizer"], row["quantity"], row["rescale"]): float(row["value"]) for row in rows}
+    assert len(found) == len(rows) == 2 * 3 * 2
+    for label in ("SB", "LB"):
+        for quantity in ("sharpness", "trace", "eigenvalue"):
+            assert found[label, quantity, "2.0"] < found[label, quantity, ""]
+    assert re.search(r"2 +eigenvalue +full +- +lanczos", done.stdout)
+    assert list((tmp_path / "figure").glob("*.png"))
 
 
 def test_the_example_of_the_readme():

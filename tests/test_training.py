@@ -196,7 +196,7 @@ def test_retraining_keeps_the_old_minimizer_until_there_is_a_new_one(digits, tmp
 
 
 def test_a_diverging_training_says_where_and_leaves_the_last_good_epoch(digits, tmp_path):
-    asked, found = quick.recipe(digits, learning_rate=1e30), minimizers(digits, tmp_path)
+    asked, found = quick.recipe(digits, optimizer="adam:learning_rate=1e30"), minimizers(digits, tmp_path)
     with pytest.raises(MachineError, match=r"diverged .* in epoch 1, step \d+: Recipe\(network='quick'.*seed=0"):
         found.train(asked)
     folder = found.folder(asked).path

@@ -1,0 +1,144 @@
+"""The largest eigenvalue of the Hessian during a training, and where the optimizer would cease to be stable.
+
+Gradient descent with the learning rate r follows a direction of curvature h only while h < 2 / r, and full-batch
+training drives the largest eigenvalue up to about there: the edge of stability (Cohen et al., 2021, arXiv:2103.00065).
+ADAM's steps are along the gradient divided by a preconditioner P, so what counts there is the largest eigenvalue of
+P^-1 H, beside (2 + 2 b) / ((1 - b) r) with its momentum b: 38 / r (Cohen et al., 2022, arXiv:2207.14484).
+
+Following a training changes nothing of it. The iterations start at a random vector of (seed, step).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import diags_array
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+from large_batch.backend import keras
+from large_batch.errors import MachineError, UserError
+from large_batch.hessian import hessian_operator, largest_eigenvalues
+from large_batch.layers import flat_weights
+from large_batch.objective import Objective
+
+SAMPLES = 2000  # of the training set, the first ones, that the Hessian is taken over
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What was found after so many steps, over the samples of the objective.
+
+    `eigenvalue` is the largest of H, `edge` where an optimizer of this learning rate and momentum would cease to be
+    stable without a preconditioner; `preconditioned` and `preconditioned_edge` are the same of P^-1 H. None where the
+    weights or the iterations came to nothing, and where the optimizer has no preconditioner that is known, or none yet.
+    """
+
+    step: int
+    loss: float
+    eigenvalue: float | None
+    edge: float
+    preconditioned: float | None = None
+    preconditioned_edge: float | None = None
+
+
+@dataclass(frozen=True)
+class Track:
+    """What to follow: every so many steps, over the first `samples` training samples."""
+
+    every: int
+    samples: int = SAMPLES
+
+    @classmethod
+    def read(cls, text: str) -> Track:
+        """Return what "eigenvalue:1000" or, with the number of samples, "eigenvalue:1000:5000" says.
+
+        Raises `UserError` for anything else.
+        """
+        if not (found := re.fullmatch(r"eigenvalue:0*([1-9]\d{0,8})(?::0*([1-9]\d{0,8}))?", text)):
+            raise UserError(
+                f"What to follow must be like eigenvalue:1000, or eigenvalue:1000:{SAMPLES} with a number of samples, "
+                f"not '{text[:40]}'."
+            )
+        return cls(*(int(number) for number in found.groups() if number))
+
+
+def look(
+    objective: Objective, model: keras.Model, optimizer: keras.optimizers.Optimizer, step: int, seed: int = 0
+) -> Tracked:
+    """Return the largest eigenvalues of `objective`, (n,) weights, where the model and its optimizer are."""
+    objective.take_state(model)
+    w = flat_weights(model)
+    rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    found = {"edge": edge(optimizer, rate), "preconditioned_edge": None, "preconditioned": None}
+    if not np.isfinite(w).all():
+        return Tracked(step, np.nan, None, **found)
+    hessian = hessian_operator(objective, w)
+    if (p := preconditioner(optimizer)) is not None:
+        root = aslinearoperator(diags_array(p**-0.5))
+        found["preconditioned"] = _largest(root @ hessian @ root, [seed, step])
+        found["preconditioned_edge"] = (2 + 2 * optimizer.beta_1) / ((1 - optimizer.beta_1) * rate)
+    return Tracked(step, objective.value(w), _largest(hessian, [seed, step]), **found)
+
+
+def _largest(operator: LinearOperator, seed: list[int]) -> float | None:
+    try:
+        return float(largest_eigenvalues(operator, 1, seed)[0][0])
+    except MachineError:  # where the loss is flat
+        return None
+
+
+def edge(optimizer: keras.optimizers.Optimizer, rate: float) -> float:
+    """Return the largest curvature at which steps of this learning rate are stable, without a preconditioner.
+
+    With the momentum m of SGD it is (2 + 2 m) / r, with Nesterov's (2 + 2 m) / ((1 + 2 m) r) (Cohen et al., 2021).
+    """
+    momentum = float(optimizer.momentum) if isinstance(optimizer, keras.optimizers.SGD) else 0.0
+    nesterov = momentum and optimizer.nesterov
+    return (2 + 2 * momentum) / ((1 + 2 * momentum * nesterov) * rate)
+
+
+def preconditioner(optimizer: keras.optimizers.Optimizer) -> np.ndarray | None:
+    """Return what the next step divides the moving mean of the gradient by, shape (n,), up to the learning rate.
+
+    That of ADAM, in Keras' order of the weights, after its first step; None of others.
+    """
+    steps = int(optimizer.iterations)
+    if not isinstance(optimizer, keras.optimizers.Adam) or optimizer.amsgrad or steps == 0:
+        return None
+    squares = np.concatenate([np.ravel(keras.ops.convert_to_numpy(v)) for v in optimizer._velocities])
+    correction = (1 - optimizer.beta_1**steps) / np.sqrt(1 - optimizer.beta_2**steps)
+    return correction * (np.sqrt(squares.astype(np.float64)) + optimizer.epsilon)
+
+
+class TrackEigenvalue(keras.callbacks.Callback):
+    """Follows the largest eigenvalue in anyone's `model.fit`: `rows` has a `Tracked` every so many steps, the first one
+    before training begins.
+
+    Args:
+        objective: An `Objective` of the model that is trained, over as many samples as there is time for: a look takes
+            about 20 Hessian-vector products, and with ADAM twice as many.
+        every: Steps from one look to the next.
+        seed: Of the iterations' random start.
+    """
+
+    def __init__(self, objective: Objective, every: int = 1000, seed: int = 0):
+        super().__init__()
+        if every < 1:
+            raise UserError(f"A training can be looked at every step, or more seldom, not every {every} steps.")
+        self.objective, self.every, self.seed = objective, every, seed
+        self.rows: list[Tracked] = []
+
+    def on_train_begin(self, logs=None):
+        """Look at the start, unless this goes on from a training that was followed."""
+        self._look_if_due()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Look where so many steps have gone by: Keras may take several at once."""
+        self._look_if_due()
+
+    def _look_if_due(self) -> None:
+        step = int(self.model.optimizer.iterations)
+        if not self.rows or step // self.every > self.rows[-1].step // self.every:
+            self.rows.append(look(self.objective, self.model, self.model.optimizer, step, self.seed))

@@ -1,0 +1,149 @@
+"""The largest eigenvalue during training: against explicit matrices, and without a trace in the training."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import quick
+from quick import minimizers, stop_in_epoch
+from small_network import NAME
+from test_objective import closed_form, dense
+
+from large_batch import datasets
+from large_batch.backend import keras, tf
+from large_batch.errors import UserError
+from large_batch.hessian import TOLERANCE
+from large_batch.objective import Objective, flat_weights
+from large_batch.optimizers import FusedAdam
+from large_batch.tracking import Track, TrackEigenvalue, edge, look, preconditioner
+
+
+@pytest.fixture(scope="module")
+def samples():
+    data = datasets.load("digits", "unused")
+    return data.x_train.reshape(-1, 64) / np.float32(255), data.y_train
+
+
+def fitted(samples, optimizer, *callbacks, epochs=3):
+    """Return a softmax regression after a few epochs; the callbacks are made of it."""
+    keras.utils.set_random_seed(0)
+    model = dense(keras.layers.Dense(10))
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    made = [make(model) for make in callbacks]
+    model.fit(*samples, batch_size=500, epochs=epochs, verbose=0, callbacks=made)
+    return model, made
+
+
+@pytest.mark.parametrize("adam", [keras.optimizers.Adam, FusedAdam])
+def test_the_preconditioner_is_what_a_step_divides_by(samples, adam):
+    model, _ = fitted(samples, adam(0.01))
+    optimizer, before = model.optimizer, flat_weights(model)
+    assert preconditioner(adam(0.01)) is None, "nothing before the first step"
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(samples[1], model(samples[0]), True))
+    optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+    mean = np.concatenate([np.ravel(moment.numpy()) for moment in optimizer._momentums])
+    step = -0.01 * mean / preconditioner(optimizer)
+    np.testing.assert_allclose(flat_weights(model) - before, step, rtol=0.01, atol=1e-3 * np.abs(step).max())
+
+
+def test_both_eigenvalues_against_the_explicit_hessian(samples):
+    x, y = samples
+    model, _ = fitted(samples, FusedAdam(0.01))
+    found = look(Objective(model, x, y), model, model.optimizer, step=9)
+    loss, _, hessian, _ = closed_form(flat_weights(model), np.hstack([x, np.ones((len(x), 1))]), y)
+    root = preconditioner(model.optimizer) ** -0.5
+    assert found.step == 9
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    assert found.eigenvalue == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=2 * TOLERANCE)
+    expected = np.linalg.eigvalsh(root[:, None] * hessian * root)[-1]
+    assert found.preconditioned == pytest.approx(expected, rel=2 * TOLERANCE)
+    assert (found.edge, found.preconditioned_edge) == pytest.approx((2 / 0.01, 38 / 0.01), rel=1e-5)
+    model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
+    assert look(Objective(model, x, y), model, model.optimizer, step=9).eigenvalue is None
+
+
+def test_an_optimizer_leaves_a_valley_beyond_its_edge(samples):
+    """On h x^2 / 2 it comes down where h is just below the edge, and goes up just above."""
+    for make in (
+        lambda: keras.optimizers.SGD(0.5),
+        lambda: keras.optimizers.SGD(0.5, 0.9),
+        lambda: keras.optimizers.SGD(0.5, 0.9, nesterov=True),
+    ):
+        for share, down in ((0.97, True), (1.03, False)):
+            optimizer, x = make(), keras.Variable(1.0)
+            curvature = share * edge(optimizer, 0.5)
+            path = []
+            for _ in range(300):
+                optimizer.apply([curvature * x], [x])
+                path.append(abs(float(x)))
+            assert (max(path[-30:]) < 0.1) == down
+    momentum, rate = 0.9, 1e-3  # ADAM with a preconditioner of 1 that stays
+    for share, down in ((0.99, True), (1.01, False)):
+        x, mean = 1.0, 0.0
+        for _ in range(3000):
+            mean = momentum * mean + (1 - momentum) * share * 38 / rate * x
+            x -= rate * mean
+        assert (abs(x) < 0.1) == down
+
+
+def test_the_callback_leaves_no_trace(samples):
+    x, y = samples
+    plain, _ = fitted(samples, "sgd")
+    followed, (track,) = fitted(samples, "sgd", lambda m: TrackEigenvalue(Objective(m, x[:200], y[:200]), every=4))
+    np.testing.assert_array_equal(flat_weights(followed), flat_weights(plain))
+    steps = -(-len(x) // 500) * 3
+    assert [row.step for row in track.rows] == list(range(0, steps + 1, 4))
+    assert all(row.preconditioned is None for row in track.rows), "SGD has none"
+    again = look(Objective(followed, x[:200], y[:200]), followed, followed.optimizer, steps)
+    assert track.rows[-1].loss > again.loss > 0
+    with pytest.raises(UserError, match="not every 0 steps"):
+        TrackEigenvalue(Objective(followed, x, y), every=0)
+
+
+def test_our_training_leaves_no_trace_and_repeats_what_it_saw(digits, tmp_path):
+    """Killed within an epoch and continued, it sees the same, and the minimizer is that of the plain recipe."""
+    plain = minimizers(digits, tmp_path / "plain").train(quick.recipe(digits, batch_size=200, epochs=3))
+    asked = quick.recipe(digits, batch_size=200, epochs=3, track="eigenvalue:5:300")
+    found = minimizers(digits, tmp_path / "followed")
+    np.testing.assert_array_equal(found.train(asked, keep=[1]).weights, plain.weights)
+    rows = found.tracked(asked)
+    assert [row.step for row in rows] == [0, 5, 10, 15, 20]
+    assert [row.step for row in found.tracked(asked.at_epoch(1))] == [0, 5]
+    assert [row.preconditioned is None for row in rows] == [True] + 4 * [False]
+    stopped = minimizers(digits, tmp_path / "stopped")
+    stop_in_epoch(2, stopped, asked)
+    stopped.train(asked)
+    assert stopped.tracked(asked) == rows
+    path = stopped.folder(asked).path / "tracked.csv"
+    path.write_text(path.read_text().replace("20", "21"))
+    with pytest.raises(UserError, match="tracked.csv is of another kind or version"):
+        stopped.tracked(asked)
+
+
+def test_what_can_be_followed():
+    assert Track.read("eigenvalue:1000") == Track(1000, 2000)
+    assert Track.read("eigenvalue:5:300") == Track(5, 300)
+    for text in ("eigenvalue", "eigenvalue:0", "trace:5", "eigenvalue:5:", "eigenvalue:-1"):
+        with pytest.raises(UserError, match="like eigenvalue:1000"):
+            Track.read(text)
+
+
+def test_small_and_large_batches_in_one_figure(run_script, tmp_path):
+    folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "result", "figure")]
+    job = "-n", NAME, "--epochs=2", "--small_batch=750", "--large_batch=1500", *folders
+    done = run_script("edge_of_stability.py", *job, "--track=eigenvalue:2:100,eigenvalue:1:100")
+    assert done.returncode == 0, done.stderr
+    assert "P^-1 H" in done.stdout
+    (path,) = (tmp_path / "result").glob("small-edge-*-eigenvalue-2-100-eigenvalue-1-100.csv")
+    with open(path, newline="") as file:
+        rows = [(row["minimizer"], row["step"], row["epoch"]) for row in csv.DictReader(file)]
+    small = [("SB", "0", "0.0"), ("SB", "2", "1.0"), ("SB", "4", "2.0")]
+    assert rows == small + [("LB", "0", "0.0"), ("LB", "1", "1.0"), ("LB", "2", "2.0")]
+    summary = json.loads(path.with_suffix(".json").read_text())
+    assert summary["tracked"]["SB"][0]["eigenvalue"] == pytest.approx(summary["tracked"]["LB"][0]["eigenvalue"])
+    assert len(list((tmp_path / "figure").iterdir())) == 2
+    done = run_script("edge_of_stability.py", *job, "--track=loss:1")
+    assert done.returncode == 2
+    assert "like eigenvalue:1000" in done.stderr
