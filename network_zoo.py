@@ -1,4 +1,4 @@
-"""The paper's networks as Keras 3 models that output logits (Table 1, Appendix B), and VGG11.
+"""The paper's networks as Keras 3 models that output logits (Table 1, Appendix B), and VGG11 and MobileNetV2.
 
 `python network_zoo.py` prints the table of networks. The paper's exist in two definitions where the two differ:
 
@@ -7,7 +7,7 @@
   first row and column (and one after the last, where the window is of three).
 - "paper", Appendix B: C1/C3 convolve with stride 2; C2/C4 drop only at the dense layer; all pool as TensorFlow does.
 
-VGG11 is of the PyTorch folder of the authors' code only.
+VGG11 is of the PyTorch folder of the authors' code only, MobileNetV2 of a reproduction by others (`finetune.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ import numpy as np
 
 from large_batch.backend import keras
 from large_batch.layers import BatchStatisticsNormalization, Dropout
-from large_batch.networks import DEFINITIONS, PRECISIONS, Network, find
+from large_batch.networks import DEFINITIONS, PRECISIONS, Network, find, seeded
 
 Layers = list[keras.layers.Layer]
 Start = Callable[..., keras.initializers.Initializer]  # from a seed to how kernels start
@@ -152,6 +152,32 @@ def classifier(
     return build
 
 
+def mobilenet_v2(weights: str | None = None) -> Callable[..., keras.Model]:
+    """Return the builder of Keras' own MobileNetV2 with a new layer of logits (see `Network`).
+
+    `weights` are "imagenet", which Keras fetches, or a file of Keras' MobileNetV2 without its top; without them all
+    starts at random. Pixels in [0, 1] are brought to the [-1, 1] that Keras' weights are for. The moving averages of
+    its batch normalisation follow with momentum 0.9, as PyTorch's do, not with Keras' 0.999, which takes thousands of
+    steps to forget where they began.
+    """
+
+    def build(network: Network, definition: str, classes: int, seed: int, precision: str) -> keras.Model:
+        def make() -> keras.Model:
+            x = keras.Input(network.input_shape)
+            body = keras.applications.MobileNetV2(
+                input_tensor=keras.layers.Rescaling(2, -1)(x), include_top=False, weights=weights, pooling="avg"
+            )
+            for layer in body.layers:
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.momentum = 0.9
+            logits = keras.layers.Dense(classes)(body.output)
+            return keras.Model(x, keras.layers.Activation("linear", dtype="float32")(logits), name=network.name)
+
+        return seeded(make, seed, precision)
+
+    return build
+
+
 # The repository definition pooled as TensorFlow does before it pooled as Theano does.
 POOLED = {"architectures": (("repository", "theano-pooling"),)}
 NETWORKS = {
@@ -164,12 +190,13 @@ NETWORKS = {
         Network("C3", classifier(shallow_convolutional), "cifar100", (32, 32, 3), 100, **POOLED),
         Network("C4", classifier(deep_convolutional), "cifar100", (32, 32, 3), 100, **POOLED),
         Network("VGG11", classifier(vgg11, narrow), "cifar10", (32, 32, 3), 10, definitions=DEFINITIONS[:1]),
+        Network("MobileNetV2", mobilenet_v2(), "cifar10", (32, 32, 3), 10, definitions=DEFINITIONS[:1]),
     )
 }
 
 
 def get(name: str) -> Network:
-    """Return the network called `name` (F1, F2, C1-C4, VGG11), or a user's own (`large_batch.networks.find`)."""
+    """Return the network called `name`, one of NETWORKS, or a user's own (`large_batch.networks.find`)."""
     return find(name, NETWORKS)
 
 

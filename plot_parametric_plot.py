@@ -7,6 +7,7 @@ processes with one --run_dir share the work.
 
     python plot_parametric_plot.py -n C1
     python plot_parametric_plot.py -n F1 --epochs 20 --curve curvilinear
+    python plot_parametric_plot.py -n MobileNetV2 --statistics=interpolate,batch,recalibrate
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from large_batch import cli, paper
 from large_batch.cli import setting
 from large_batch.errors import UserError
+from large_batch.networks import STATISTICS
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.measurements import Evaluated
@@ -44,6 +46,13 @@ class Settings(cli.PairSettings):
     large_batch_weights: str | None = setting(
         None, "A .weights.h5 file to take as the large-batch minimizer.", cli.file_word, GROUP
     )
+    statistics: tuple[str, ...] = setting(
+        STATISTICS[:1],
+        f"Of ordinary batch normalisation: {', '.join(STATISTICS)}; several are drawn in one figure.",
+        cli.list_word(""),
+        GROUP,
+        choices=STATISTICS,
+    )
 
     def check(self) -> None:
         """Raise `UserError` for an empty path."""
@@ -68,12 +77,15 @@ def rms_difference(alphas: list[float], points: list[Evaluated], original: list[
     return differences
 
 
-def rows(alphas: list[float], points: list[Evaluated]) -> list[dict]:
-    """Return the rows of the .csv file, with the notes where there are any."""
-    noted = any(point.note for point in points)
+def rows(alphas: list[float], curves: dict[str, list[Evaluated]]) -> list[dict]:
+    """Return the rows of the .csv file, a point each, with policies and notes where there are some."""
+    noted = any(point.note for points in curves.values() for point in points)
+    left_out = (set() if noted else {"note"}) | (set() if len(curves) > 1 else {"statistics"})
     return [
-        {"alpha": alpha} | {name: value for name, value in asdict(point).items() if noted or name != "note"}
+        {name: value for name, value in found.items() if name not in left_out}
+        for policy, points in curves.items()
         for alpha, point in zip(alphas, points, strict=True)
+        for found in [{"statistics": policy, "alpha": alpha} | asdict(point)]
     ]
 
 
@@ -122,33 +134,33 @@ def main(settings: Settings) -> None:
     experiment = Experiment.begin(settings, network_zoo.get)
     settings = experiment.settings
     given = {"small_batch": settings.small_batch_weights, "large_batch": settings.large_batch_weights}
-    small, large = (file or experiment.recipe(getattr(settings, side)) for side, file in given.items())
+    ends = [file or experiment.recipe(getattr(settings, side)) for side, file in given.items()]
     alphas = np.linspace(settings.alpha_min, settings.alpha_max, settings.points).tolist()
     places = np.union1d(alphas, [0.0, 1.0]).tolist()  # the two minimizers even where the path leaves them out
-    asked = [(experiment.request(EvaluationRequest), Place(small, large, settings.curve, alpha)) for alpha in places]
+    experiment.check_statistics(*settings.statistics)
+    wanted = {policy: experiment.request(EvaluationRequest, statistics=policy) for policy in settings.statistics}
+    at = {alpha: Place(*ends, settings.curve, alpha) for alpha in places}
     # Run
-    results = experiment.run([], asked)
+    results = experiment.run([], [(request, place) for request in wanted.values() for place in at.values()])
     if results is None:
         return
-    measured = {alpha: results[item].result for alpha, item in zip(places, asked, strict=True)}
-    points, ends = [measured[alpha] for alpha in alphas], [measured[0.0], measured[1.0]]
+    curves = {name: [results[request, at[alpha]].result for alpha in alphas] for name, request in wanted.items()}
+    points = next(iter(curves.values()))
+    solutions = [results[next(iter(wanted.values())), at[alpha]].result for alpha in (0.0, 1.0)]
     # Table and figure
-    sides = [experiment.origin_of(end) for end in (small, large)]
+    sides = [experiment.origin_of(end) for end in ends]
     original = paper.original_curve(experiment.network.name) if experiment.as_published else []
     differences = rms_difference(alphas, points, original if settings.curve == "linear" else [])
     what = f"{settings.epochs} epochs" if None in given.values() else "given minimizers"
     title = experiment.title(f"{settings.curve.capitalize()} path, {what}")
     published = paper.TABLE_2[experiment.network.name] if experiment.as_published else None
-    print(f"\n{title}\n{table(ends, [side.distance_from_start for side in sides], published)}")
-    gaps = not_finite(alphas, points)
+    print(f"\n{title}\n{table(solutions, [side.distance_from_start for side in sides], published)}")
     for name, value in differences.items():
         print(f"RMS difference to the original figure, {name}: {value:.3g}")
-    experiment.write(
-        "",
-        rows(alphas, points),
-        {"small_batch": sides[0], "large_batch": sides[1], "rms_difference_to_original": differences} | gaps,
-        {"": figures.parametric_plot(alphas, points, original, title, CURVES[settings.curve])},
-    )
+    summary = {"small_batch": sides[0], "large_batch": sides[1], "rms_difference_to_original": differences}
+    summary |= not_finite(alphas, points)
+    figure = figures.paths(alphas, curves, original, title, CURVES[settings.curve])
+    experiment.write("", rows(alphas, curves), summary, {"": figure})
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 from large_batch import cli, paper
 from large_batch.cli import setting
 from large_batch.errors import UserError
+from large_batch.networks import STATISTICS
 from large_batch.sharpness_metric import ITERATIONS, MEASURES, SCALE, SOLVERS, SharpnessResult, sharpness
 from large_batch.spectrum import HESSIAN_MEASURES
 from large_batch.subspace import MANIFOLDS, check_dimension
@@ -70,6 +71,13 @@ class Settings(cli.SpectrumSettings):
     rescale: tuple[float, ...] = setting(
         (1.0,), "Factors of the weights before a batch normalisation, with commas.", cli.list_word("x"), GROUP
     )
+    statistics: str = setting(
+        STATISTICS[0],
+        "Of ordinary batch normalisation; see large_batch/statistics.py.",
+        "{}",
+        GROUP,
+        choices=STATISTICS,
+    )
     curvature: bool = setting(
         False, "Look at the Hessian instead; uses the largest eps, dimension and manifold only.", "", GROUP
     )
@@ -110,21 +118,24 @@ def requests(experiment: Experiment) -> list[Request]:
     settings = experiment.settings
     effort = Effort(settings.curvature_samples, settings.probes, settings.steps, settings.products)
     drawn = {"dimension": settings.dimension, "manifold": settings.manifold}
+    experiment.check_statistics(settings.statistics)
     if settings.curvature:
         where = {"epsilon": settings.eps[0], "samples": settings.curvature_samples}
         layers = ["", *(experiment.runner.objectives.parts if settings.by_layer else ())]
         asked = []
         for factor in settings.rescale:
-            asked.append(experiment.request(CurvatureRequest, **where, **drawn, rescale=factor))
+            how = {"rescale": factor, "statistics": settings.statistics}
+            asked.append(experiment.request(CurvatureRequest, **where, **drawn, **how))
             for layer in layers:
-                asked += effort.all(experiment.request, layer=layer, rescale=factor)
+                asked += effort.all(experiment.request, layer=layer, **how)
         return asked
     places = [{"space": "full"}] if "full" in settings.space else []
     if "random" in settings.space:
         places += [{"space": "random", "trial": trial, **drawn} for trial in range(settings.trials)]
     how = {"iterations": settings.iterations, "scale": settings.scale, "samples": experiment.sharpness_samples}
+    how["statistics"] = settings.statistics
     of_hessian = [
-        effort.measure(measure, experiment.request, rescale=factor)
+        effort.measure(measure, experiment.request, rescale=factor, statistics=settings.statistics)
         for factor in settings.rescale
         for measure in settings.measure
         if measure in HESSIAN_MEASURES

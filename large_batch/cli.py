@@ -62,7 +62,7 @@ class Settings:
     """The settings of every script that trains."""
 
     network: str | None = setting(
-        None, "F1, F2, C1, C2, C3, C4, VGG11, or your own as file.py:name.", group="What to train"
+        None, "F1, F2, C1, C2, C3, C4, VGG11, MobileNetV2, or your own as file.py:name.", group="What to train"
     )
     dataset: str | None = setting(
         None,
@@ -122,7 +122,9 @@ class Settings:
     def check(self) -> None:
         """Raise `UserError` for what can be known to be wrong before anything is loaded."""
         if self.network is None:
-            raise UserError("Name the network: -n F1, F2, C1, C2, C3, C4 or VGG11, or your own as file.py:name.")
+            raise UserError(
+                "Name the network: -n F1, F2, C1, C2, C3, C4, VGG11 or MobileNetV2, or your own as file.py:name."
+            )
 
     def resolve(self, network: Any, samples: int) -> Settings:
         """Return the settings with their defaults for a network and a training set of so many samples."""

@@ -19,7 +19,7 @@ from large_batch.errors import BusyError, UserError
 from large_batch.measurements import EvaluationRequest, Measured, SharpnessRequest, Solution, Value
 from large_batch.minimizers import Minimizers
 from large_batch.named import split
-from large_batch.networks import Network, Problem
+from large_batch.networks import STATISTICS, Network, Problem
 from large_batch.runner import Item, Place, Runner
 from large_batch.training import Epoch, Recipe
 
@@ -156,6 +156,11 @@ class Experiment:
             "until_converged": asked.until_converged,
         }
         return self.request(Recipe, batch_size=batch_size, **(usual | settings)).check(self.data)
+
+    def check_statistics(self, *policies: str) -> None:
+        """Raise `UserError` where policies for moving averages are asked for, and the network has none."""
+        if set(policies) != {STATISTICS[0]} and not self.runner.objectives.moving:
+            raise UserError(f"{self.network.name} has no moving averages; --statistics is for networks that have them.")
 
     @cached_property
     def runner(self) -> Runner:

@@ -84,6 +84,39 @@ def parametric_plot(
     return figure
 
 
+def paths(
+    alphas: list[float], curves: dict[str, list], original: list[CurvePoint], title: str, path_label: str
+) -> Figure:
+    """Draw the points of a path under one policy for moving averages, or compare several."""
+    if len(curves) == 1:
+        return parametric_plot(alphas, next(iter(curves.values())), original, title, path_label)
+    return statistics_policies(alphas, curves, title, path_label)
+
+
+def statistics_policies(alphas: list[float], curves: dict[str, list], title: str, path_label: str) -> Figure:
+    """Draw what becomes of one path under several policies for moving averages (statistics.py): above the cross-entropy
+    on a logarithmic scale, below the accuracy; training set solid, test set dashed. `curves` holds the points, as of
+    `parametric_plot`, by policy; where the loss is not finite there is a gap."""
+    figure = Figure(figsize=(7.2, 7.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for (policy, points), color in zip(curves.items(), (ACCURACY, LOSS, GROWING), strict=False):
+        for half, line in (("train", "-"), ("test", "--")):
+            style = dict(color=color, lw=1.6, label=f"{policy}, {half}")
+            above.plot(alphas, [getattr(point, f"{half}_loss") for point in points], line, **style)
+            below.plot(alphas, [getattr(point, f"{half}_accuracy") for point in points], line, **style)
+    above.set_ylabel("Cross Entropy")
+    _logarithmic(above)
+    below.set_ylabel("Accuracy (%)")
+    below.set_ylim(0, 105)
+    below.set_xlabel(rf"$\alpha$   (0: small batch, 1: large batch; {path_label})")
+    above.set_title(title)
+    for axes in (above, below):
+        _grid(axes)
+    handles, labels = below.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(curves), frameon=False)
+    return figure
+
+
 def _numbers(points: list, name: str) -> np.ndarray:
     """One quantity of all points, a gap where it is not finite."""
     return np.array([getattr(point, name) for point in points], float)

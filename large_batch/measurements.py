@@ -11,73 +11,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, get_type_hints
 
 import numpy as np
 
-from large_batch import hessian, layers, store
-from large_batch.datasets import DataSet
+from large_batch import hessian, store
 from large_batch.distribution import Replicas
 from large_batch.hessian import PASSES, Curvature
-from large_batch.models import read_weights
-from large_batch.networks import Network, Problem
-from large_batch.objective import Objective
+from large_batch.networks import STATISTICS, Problem
 from large_batch.sharpness_metric import SCALE, SharpnessResult, sharpness
 from large_batch.subspace import RandomSubspace
 from large_batch.training import Recipe
 
+if TYPE_CHECKING:
+    from large_batch.objectives import Objectives
+
 Report = Callable[[int, str], None]  # receives the samples evaluated since the last report, and a note
-
-
-class Objectives:
-    """The losses of a network over one data set, each made when it is first asked for."""
-
-    def __init__(self, network: Network, data: DataSet, definition: str, replicas: Replicas):
-        self._network, self._data, self._replicas = network, data, replicas
-        self._model = network.build(definition, data.classes)
-        self._made: dict[tuple[str, int], Objective] = {}
-
-    @property
-    def size(self) -> int:
-        """Number of trainable weights."""
-        return sum(int(np.prod(variable.shape)) for variable in self._model.trainable_variables)
-
-    @property
-    def parts(self) -> dict[str, slice]:
-        """Where each layer's weights are; see `layers.parts`."""
-        return layers.parts(self._model)
-
-    def read(self, path: str) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return the weights in a file, (n,), and the state with them; raises `UserError` as `read_weights` does."""
-        point = read_weights(self._model, path)
-        return point.weights, point.state
-
-    def take_state(self, state: list[np.ndarray]) -> None:
-        """Evaluate with these values of what is not trainable from now on."""
-        for variable, array in zip(self._model.non_trainable_variables, state, strict=True):
-            variable.assign(array)
-        for objective in self._made.values():
-            objective.take_state(self._model)
-
-    def rescaled(self, w: np.ndarray, state: list[np.ndarray], factor: float) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return weights and state of the same function (`layers.rescaled`), the given ones for a factor of 1."""
-        return (w, state) if factor == 1 else layers.rescaled(self._model, w, state, factor)
-
-    def train(self, samples: int | None = None) -> Objective:
-        """Return the loss over the training set, or over its first samples."""
-        return self._objective("train", self._data.x_train, self._data.y_train, samples)
-
-    def test(self, samples: int | None = None) -> Objective:
-        """Return the loss over the test set, or over its first samples."""
-        return self._objective("test", self._data.x_test, self._data.y_test, samples)
-
-    def _objective(self, half: str, x: np.ndarray, y: np.ndarray, samples: int | None) -> Objective:
-        key = half, min(samples or len(x), len(x))
-        if key not in self._made:
-            settings = {"outputs": self._network.outputs, "replicas": self._replicas}
-            settings["prepare"] = layers.preparation(self._data)
-            self._made[key] = Objective(self._model, x[: key[1]], y[: key[1]], **settings)
-        return self._made[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +34,7 @@ class Request(Problem):
     """What can be measured; `kind` is the folder that results of its type share.
 
     With a `rescale` other than 1 it is measured where the weights before a normalisation are multiplied by this factor.
+    `statistics` is the policy for moving averages (statistics.py), the first one where the network has none.
     """
 
     kind: ClassVar[str]
@@ -93,6 +43,7 @@ class Request(Problem):
     definition: str = dataclasses.field()  # without a default, so that the digests of earlier versions stay
     weights_digest: str = ""
     rescale: float = 1.0
+    statistics: str = STATISTICS[0]
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the names of networks are known before TensorFlow starts
 
 DEFINITIONS = ("repository", "paper")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+STATISTICS = ("interpolate", "batch", "recalibrate")  # of ordinary batch normalisation; see statistics.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def _own(path: str, attribute: str) -> Network:
         if isinstance(given, Network):
             told = {name: given.architecture(name) or _architecture(given.build(name)) for name in given.definitions}
             return replace(given, architectures=tuple(told.items()), own=True)
-        model = _seeded(given, 0, "float32")
+        model = seeded(given, 0, "float32")
         shape, outputs = model.input_shape[1:], model.output_shape
         if len(outputs) != 2 or None in (*shape, outputs[1]):
             raise TypeError(f"its inputs have the shape {model.input_shape} and its outputs {outputs}")
@@ -138,7 +139,7 @@ def _own(path: str, attribute: str) -> Network:
             raise UserError(
                 f"The data have {classes} classes, for which {network.name} has only {network.classes} outputs."
             )
-        return _seeded(given, seed, precision)
+        return seeded(given, seed, precision)
 
     return Network(
         name=attribute,
@@ -157,7 +158,7 @@ def _short(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
 
 
-def _seeded(function: Callable[[], keras.Model], seed: int, precision: str) -> keras.Model:
+def seeded(function: Callable[[], keras.Model], seed: int, precision: str) -> keras.Model:
     """Return a function's model, with all of Keras' global settings as they are for every call."""
     from large_batch.backend import keras
 

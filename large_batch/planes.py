@@ -8,16 +8,19 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from large_batch import store, surface
 from large_batch.distribution import Replicas
-from large_batch.measurements import Objectives, Report, Request
+from large_batch.measurements import Report, Request
 from large_batch.minimizers import digest
 from large_batch.surface import Plane, Surface
 from large_batch.training import Recipe
+
+if TYPE_CHECKING:
+    from large_batch.objectives import Objectives
 
 DIRECTIONS = ("points", "random", "eigenvectors", "pca")
 KEPT = "eigenvectors.npz"

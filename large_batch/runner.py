@@ -18,8 +18,9 @@ import numpy as np
 
 from large_batch import measurements, planes, store
 from large_batch.errors import BusyError
-from large_batch.measurements import Measured, Objectives, Request
+from large_batch.measurements import Measured, Request
 from large_batch.minimizers import Minimizers, digest
+from large_batch.objectives import Objectives
 from large_batch.planes import Footing, Span, SurfaceRequest
 from large_batch.subspace import RandomSubspace
 from large_batch.training import Recipe
@@ -273,7 +274,7 @@ class Runner:
             if isinstance(place, Span):
                 return request.compute(self.objectives, self._footing(request, place), None, report)
             at, fixed = self.objectives.rescaled(w, state, request.rescale)
-            self.objectives.take_state(fixed)
+            self.objectives.take_state(fixed, request.statistics)
             return request.compute(self.objectives, at, self._subspace(request), report)
 
         minimizers, origin = self.minimizers, self.origin

@@ -21,6 +21,7 @@ TRAINABLE = {
     "C3": (1_775_204, 300_644),
     "C4": (15_038_116, 15_038_116),
     "VGG11": (28_149_514, None),
+    "MobileNetV2": (2_236_682, None),
 }
 BUILD = Network.build
 

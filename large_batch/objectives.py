@@ -1,0 +1,93 @@
+"""The losses of a network over the halves of a data set, with the state that belongs to a minimizer."""
+
+from functools import cached_property
+
+import numpy as np
+
+from large_batch import layers, statistics
+from large_batch.backend import keras
+from large_batch.datasets import DataSet
+from large_batch.distribution import Replicas
+from large_batch.models import read_weights
+from large_batch.networks import STATISTICS, Network
+from large_batch.objective import CHUNK, Objective
+from large_batch.statistics import Estimator, Recalibrated
+
+
+class Objectives:
+    """The losses of a network over one data set, each made when it is first asked for."""
+
+    def __init__(self, network: Network, data: DataSet, definition: str, replicas: Replicas):
+        self._network, self._data, self._replicas = network, data, replicas
+        self._model = network.build(definition, data.classes)
+        self._prepare = layers.preparation(data)
+        self._statistics = STATISTICS[0]
+        self._made: dict[tuple[str, str, int], Objective | Recalibrated] = {}
+
+    @property
+    def size(self) -> int:
+        """Number of trainable weights."""
+        return sum(int(np.prod(variable.shape)) for variable in self._model.trainable_variables)
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Where each layer's weights are; see `layers.parts`."""
+        return layers.parts(self._model)
+
+    def read(self, path: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the weights in a file, (n,), and the state with them; raises `UserError` as `read_weights` does."""
+        point = read_weights(self._model, path)
+        return point.weights, point.state
+
+    @property
+    def moving(self) -> bool:
+        """Whether the network has moving averages."""
+        return bool(statistics.normalisations(self._model))
+
+    @cached_property
+    def _of_batch(self) -> keras.Model:
+        return statistics.of_the_batch(self._model)
+
+    @cached_property
+    def _estimator(self) -> Estimator:
+        return Estimator(self._model, self._of_batch, self._data.x_train, CHUNK, self._prepare)
+
+    def take_state(self, state: list[np.ndarray], policy: str = STATISTICS[0]) -> None:
+        """Evaluate with these values of what is not trainable from now on, moving averages by a policy."""
+        self._statistics = policy
+        for variable, array in zip(self._model.non_trainable_variables, state, strict=True):
+            variable.assign(array)
+        if policy != STATISTICS[0]:
+            others = statistics.kept(self._model, state)
+            for variable, array in zip(self._of_batch.non_trainable_variables, others, strict=True):
+                variable.assign(array)
+        for objective in self._made.values():
+            if isinstance(objective, Objective):
+                objective.take_state(objective.model)
+
+    def rescaled(self, w: np.ndarray, state: list[np.ndarray], factor: float) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return weights and state of the same function (`layers.rescaled`), the given ones for a factor of 1."""
+        return (w, state) if factor == 1 else layers.rescaled(self._model, w, state, factor)
+
+    def train(self, samples: int | None = None) -> Objective:
+        """Return the loss over the training set, or over its first samples."""
+        return self._objective("train", self._data.x_train, self._data.y_train, samples)
+
+    def test(self, samples: int | None = None) -> Objective:
+        """Return the loss over the test set, or over its first samples."""
+        return self._objective("test", self._data.x_test, self._data.y_test, samples)
+
+    def _objective(self, half: str, x: np.ndarray, y: np.ndarray, samples: int | None) -> Objective:
+        size = min(samples or len(x), len(x))
+
+        def made(policy: str) -> Objective | Recalibrated:
+            key = policy, half, size
+            if key not in self._made and policy == "recalibrate":
+                self._made[key] = Recalibrated(made("interpolate"), made("batch"), self._estimator)
+            elif key not in self._made:
+                model = self._of_batch if policy == "batch" else self._model
+                settings = {"outputs": self._network.outputs, "replicas": self._replicas, "prepare": self._prepare}
+                self._made[key] = Objective(model, x[:size], y[:size], **settings)
+            return self._made[key]
+
+        return made(self._statistics)
