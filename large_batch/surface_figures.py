@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,12 +92,12 @@ def views(panels: Sequence[Panel], title: str = "") -> Figure:
         axes.set_zlim(np.log10(norm.vmin), np.log10(norm.vmax))
         axes.zaxis.set_major_formatter(FuncFormatter(lambda height, _: f"{10**height:.2g}"))
         for axis, label in zip((axes.xaxis, axes.yaxis), panel.axes, strict=True):
-            axis.set_label_text(label.replace(" (", "\n("), size="small")
+            axis.set_label_text(textwrap.fill(label, 24), size="small")
             axis.set_major_locator(MaxNLocator(4))
             axis.labelpad = 8
         axes.set_zlabel("Cross Entropy", size="small")
         axes.set_title(panel.title)
-        axes.set_box_aspect(None, zoom=0.8)  # room for the labels
+        axes.set_box_aspect(None, zoom=0.9)  # room for the labels
     figure.suptitle(title)
     return figure
 
