@@ -214,5 +214,7 @@ def test_figures_of_losses_that_are_no_numbers():
     panels = [Panel("one", found), Panel("other", found, marks=("here",))]
     for figure in (surface_figures.contours(panels), surface_figures.views(panels[:1])):
         figure.draw_without_rendering()
+    without = Surface(found.a, found.b, values, np.full((2, 3), np.nan), found.marks, found.axis_values)
+    assert len(surface_figures.contours([Panel("a regression", without)]).axes) == 2, "the loss and its scale"
     surface_figures.lines([Panel("line", line)]).draw_without_rendering()
     assert surface.NORMALISATIONS[0] == "filter"
