@@ -28,8 +28,8 @@ from large_batch.subspace import MANIFOLDS, check_dimension
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
     from large_batch.measurements import Measured, Value
+    from large_batch.recipes import Recipe
     from large_batch.runner import Item
-    from large_batch.training import Recipe
 
 DIMENSION = 100  # of the random subspaces of Table 4
 

@@ -29,7 +29,8 @@ from large_batch.errors import UserError
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
-    from large_batch.training import Epoch, Recipe
+    from large_batch.recipes import Recipe
+    from large_batch.training import Epoch
 
 GROUP = "Performance model"
 

@@ -21,7 +21,7 @@ from large_batch.cli import setting
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
-    from large_batch.training import Recipe
+    from large_batch.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

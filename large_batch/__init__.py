@@ -8,9 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from large_batch.hessian import curvature
     from large_batch.objective import Objective
-    from large_batch.sharpness_metric import sharpness
+    from large_batch.sharpness_metric import curvature, sharpness
     from large_batch.subspace import RandomSubspace
 
 __all__ = ["Objective", "RandomSubspace", "curvature", "sharpness"]
@@ -19,7 +18,7 @@ __version__ = "0.2.0"
 _ROOMS = {
     "Objective": "objective",
     "RandomSubspace": "subspace",
-    "curvature": "hessian",
+    "curvature": "sharpness_metric",
     "sharpness": "sharpness_metric",
 }
 

@@ -20,8 +20,9 @@ from large_batch.measurements import EvaluationRequest, Measured, SharpnessReque
 from large_batch.minimizers import Minimizers
 from large_batch.named import split
 from large_batch.networks import STATISTICS, Network, Problem
+from large_batch.recipes import Recipe
 from large_batch.runner import Item, Place, Runner
-from large_batch.training import Epoch, Recipe
+from large_batch.training import Epoch
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, ClassVar, get_type_hints
 
 import numpy as np
 
-from large_batch import hessian, store
+from large_batch import store
 from large_batch.distribution import Replicas
-from large_batch.hessian import PASSES, Curvature
+from large_batch.hessian import PASSES
 from large_batch.networks import STATISTICS, Problem
-from large_batch.sharpness_metric import SCALE, SharpnessResult, sharpness
+from large_batch.sharpness_metric import SCALE, Curvature, SharpnessResult, curvature, expected_passes, sharpness
 from large_batch.subspace import RandomSubspace
-from large_batch.training import Recipe
 
 if TYPE_CHECKING:
     from large_batch.objectives import Objectives
+    from large_batch.recipes import Recipe
 
 Report = Callable[[int, str], None]  # receives the samples evaluated since the last report, and a note
 
@@ -181,7 +181,7 @@ class CurvatureRequest(Request):
 
     def cost(self, train: int, test: int) -> int:
         """Return about how many samples are evaluated."""
-        return hessian.expected_passes(self.dimension) * self.samples
+        return expected_passes(self.dimension) * self.samples
 
     def subspace(self, size: int) -> RandomSubspace:
         """Return A for `size` weights."""
@@ -194,7 +194,7 @@ class CurvatureRequest(Request):
         def passed(passes: int, note: str) -> None:
             report(passes * objective.samples, note)
 
-        return hessian.curvature(objective, w, self.epsilon, subspace, report=passed)
+        return curvature(objective, w, self.epsilon, subspace, report=passed)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ was and ends at the same weights.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection
@@ -17,7 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from large_batch import distribution, layers, store
+from large_batch import distribution, layers, store, tracking
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
@@ -25,8 +24,9 @@ from large_batch.errors import SIGNALS, BusyError, Interrupted, MachineError, Us
 from large_batch.models import point_of, read_weights, write_weights
 from large_batch.networks import Network
 from large_batch.objective import Objective
+from large_batch.recipes import Recipe
 from large_batch.tracking import Tracked
-from large_batch.training import DivergedError, Epoch, Recipe, TrainingLoop, TrainingState
+from large_batch.training import DivergedError, Epoch, TrainingLoop, TrainingState
 
 START = "start.weights.h5"
 RESULT = ("minimizer.weights.h5", START, "history.csv", "provenance.json")
@@ -57,12 +57,6 @@ class Minimizer:
     def distance(self) -> float:
         """Euclidean distance from the starting point (section 3 of the paper)."""
         return float(np.linalg.norm(self.weights - self.start))
-
-
-def digest(weights: np.ndarray, state: Collection[np.ndarray] = ()) -> str:
-    """Return what tells minimizers apart: the SHA-256 of the weights, (n,), in float32, and of the other state."""
-    text = weights.astype(np.float32).tobytes() + b"".join(array.tobytes() for array in state)
-    return hashlib.sha256(text).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,16 +229,13 @@ class Minimizers:
         if replicas.count > 1:
             origin = dataclasses.replace(origin, machine=f"{origin.machine}, {replicas.count} replicas")
         # The last kept state, or the start
-        loop = TrainingLoop(recipe, self.network, data, replicas)
+        loop = TrainingLoop(recipe, self.network, data, replicas, self._look(recipe) if recipe.track else None)
         self._begin(loop, folder)
         if loop.epoch:
             test_history = _tested(loop.state.history)
         start = read_weights(self.build(recipe), folder.path / START).weights
         _add_origin(loop, origin)
-        test = None
-        if test_history:
-            settings = {"outputs": loop.outputs, "replicas": replicas, "prepare": layers.preparation(data)}
-            test = Objective(self.build(recipe), data.x_test, data.y_test, **settings)
+        test = self._objective(recipe, data.x_test, data.y_test) if test_history else None
 
         def evaluate(model: keras.Model) -> tuple[float, float]:
             found = test.evaluate(point_of(model))
@@ -281,6 +272,16 @@ class Minimizers:
                 raise Interrupted(signals.first, f"The minimizer is kept in {folder.path}.")
         end = point_of(loop.model)
         return Minimizer(recipe, end.weights, start, loop.state.history, origin, end.state)
+
+    def _objective(self, recipe: Recipe, x: np.ndarray, y: np.ndarray) -> Objective:
+        settings = {"outputs": self.network.outputs, "prepare": layers.preparation(self.data)}
+        return Objective(self.build(recipe), x, y, replicas=self.replicas, **settings)
+
+    def _look(self, recipe: Recipe) -> Callable[[keras.Model, keras.optimizers.Optimizer, int], dict]:
+        """Return what looks at a training on the way."""
+        some = slice(recipe.followed.samples)
+        followed = self._objective(recipe, self.data.x_train[some], self.data.y_train[some])
+        return lambda *at: vars(tracking.look(followed, *at, recipe.seed))
 
     def _begin(self, loop: TrainingLoop, folder: store.Folder) -> None:
         """Restore the last kept state, if there is one; else keep the start, that of the seed or the warm one."""
@@ -345,7 +346,7 @@ def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Proven
     write_weights(loop.model, folder.path / "minimizer.weights.h5")
     more = [TRACKED] if loop.recipe.track else []
     for name in more:
-        store.write_csv(folder.path / name, loop.state.tracked, Tracked)
+        store.write_csv(folder.path / name, [Tracked(**row) for row in loop.state.tracked], Tracked)
     folder.seal(*RESULT, *more, dropping=_checkpoints(folder))
 
 

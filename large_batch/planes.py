@@ -15,12 +15,12 @@ import numpy as np
 from large_batch import store, surface
 from large_batch.distribution import Replicas
 from large_batch.measurements import Report, Request
-from large_batch.minimizers import digest
+from large_batch.models import digest
 from large_batch.surface import Plane, Surface
-from large_batch.training import Recipe
 
 if TYPE_CHECKING:
     from large_batch.objectives import Objectives
+    from large_batch.recipes import Recipe
 
 DIRECTIONS = ("points", "random", "eigenvectors", "pca")
 KEPT = "eigenvectors.npz"

@@ -19,11 +19,12 @@ import numpy as np
 from large_batch import measurements, planes, store
 from large_batch.errors import BusyError
 from large_batch.measurements import Measured, Request
-from large_batch.minimizers import Minimizers, digest
+from large_batch.minimizers import Minimizers
+from large_batch.models import digest
 from large_batch.objectives import Objectives
 from large_batch.planes import Footing, Span, SurfaceRequest
+from large_batch.recipes import Recipe
 from large_batch.subspace import RandomSubspace
-from large_batch.training import Recipe
 
 FORECAST_SECONDS = 20  # of training, after which it is said how long everything will take
 LONG_SECONDS = 3600  # from which on the cheaper ways are named, too

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from large_batch import paper
-from large_batch.hessian import Curvature
 from large_batch.measurements import Measured, Solution
 from large_batch.paper import Spread
-from large_batch.sharpness_metric import SharpnessResult
+from large_batch.sharpness_metric import Curvature, SharpnessResult
 from large_batch.spectra import Eigenvalues, Traces
 from large_batch.spectrum import Estimate
 from large_batch.tracking import Tracked

@@ -44,7 +44,7 @@ class StoppedError(Exception):
 
 def recipe(data, **settings):
     """Return a short recipe, of F1 unless told otherwise."""
-    from large_batch.training import Recipe
+    from large_batch.recipes import Recipe
 
     defaults = {"network": "F1", "batch_size": 150, "epochs": 2, "seed": 0}
     return Recipe(dataset=data.name, data_digest=data.digest, **(defaults | settings))

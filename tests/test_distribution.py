@@ -54,10 +54,11 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from large_batch import datasets, distribution
 from large_batch.distribution import ALONE
 from large_batch.layers import BatchStatisticsNormalization, Dropout, flat_weights
-from large_batch.minimizers import Minimizers, digest
+from large_batch.minimizers import Minimizers
+from large_batch.models import digest
 from large_batch.objective import Objective
 from large_batch.sharpness_metric import sharpness
-from large_batch.training import Recipe
+from large_batch.recipes import Recipe
 
 network, run_dir = network_zoo.get("smooth"), Path(sys.argv[2])
 split = distribution.choose("mirrored")

@@ -120,7 +120,8 @@ from pathlib import Path
 import network_zoo
 from large_batch import datasets, distribution, layers, store
 from large_batch.minimizers import Minimizers
-from large_batch.training import Recipe, TrainingLoop
+from large_batch.recipes import Recipe
+from large_batch.training import TrainingLoop
 
 batch, layers.RECOMPUTE_BYTES = map(int, sys.argv[1:])
 data, network = datasets.load("digits", "unused").reshape_to((32, 32, 3)), network_zoo.get("C1")

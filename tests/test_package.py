@@ -13,7 +13,7 @@ from conftest import ROOT, run_python
 
 FLOORS = {  # from the ground up, as in docs/design.md; a module imports from its own floor and from lower ones
     "ground": "archives backend dataset_sources datasets distribution errors named store timit",
-    "mathematics": "functions hessian layers losses models networks objective objectives optimizers remedies samples "
+    "mathematics": "functions hessian layers losses models networks objective objectives optimizers recipes remedies samples "
     "sharpness_metric spectrum statistics subspace surface tracking training",
     "kept results": "measurements minimizers planes spectra",
     "commands": "breakpoints claims cli curvature_figures experiment figures ledger paper runner "

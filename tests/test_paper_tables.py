@@ -9,8 +9,8 @@ import paper_tables
 from large_batch import claims, paper, store
 from large_batch.measurements import Evaluated, EvaluationRequest, Measured, SharpnessRequest
 from large_batch.paper import Spread
+from large_batch.recipes import Recipe
 from large_batch.sharpness_metric import SharpnessResult
-from large_batch.training import Recipe
 from paper_tables import FULL, TEST, cells, compared_with, judged
 
 PROBLEM = {"network": "F1", "dataset": "mnist", "data_digest": "d", "definition": "repository"}

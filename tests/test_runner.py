@@ -12,7 +12,8 @@ from large_batch import paper, runner, store
 from large_batch.errors import BusyError
 from large_batch.layers import pixels
 from large_batch.measurements import EvaluationRequest, SharpnessRequest
-from large_batch.minimizers import Minimizers, digest
+from large_batch.minimizers import Minimizers
+from large_batch.models import digest
 from large_batch.objective import Objective
 from large_batch.runner import Place, Runner, leave_busy_for_last, trajectories
 
