@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from types import SimpleNamespace
 
 import keras
@@ -126,6 +127,32 @@ def test_given_minimizers_are_analysed_without_training(run_plot, tmp_path):
     summary = json.loads(result.read_text())
     assert summary["small_batch"]["weights_file"] == str(files["small"])
     assert summary["large_batch"]["distance_from_start"] is None
+
+
+def test_what_is_not_finite_is_marked_as_such(run_plot, tmp_path):
+    """Also where the classes of outputs that are no numbers have an accuracy: in print, .csv and .json."""
+    model, files = SMALL.build(), {side: tmp_path / f"{side}.weights.h5" for side in ("small", "large")}
+    write_weights(model, files["small"])
+    for variable in model.trainable_variables:
+        variable.assign(1e30 * variable)
+    write_weights(model, files["large"])
+    given = (f"--{side}_batch_weights={path}" for side, path in files.items())
+    done = run_plot("-n", NAME, "--points=2", "--alpha_min=0", "--alpha_max=1", *given)
+    assert "Not finite at 1 of 2 points, the first at alpha 1." in done.stdout
+    assert re.search(r"^train accuracy \(%\) +\d+\.\d+ +not finite", done.stdout, re.MULTILINE)
+    (result,) = (tmp_path / "result").glob("*.json")
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    for path in (result, *(tmp_path / "run" / "points").glob("*.json")):
+        json.loads(path.read_text(), parse_constant=refuse)
+    note = "loss not finite on the training set, loss not finite on the test set"
+    assert json.loads(result.read_text())["not_finite"] == {"1.0": note}
+    with open(result.with_suffix(".csv"), newline="") as file:
+        finite, other = csv.DictReader(file)
+    assert (finite["note"], other["note"], other["train_loss"], other["train_accuracy"]) == ("", note, "", "")
+    assert float(finite["train_loss"]) > 0
 
 
 def test_paths():
