@@ -116,7 +116,7 @@ chunks, trainings = {
         "steps": {"batch_size": 150, "epochs": 2},
         "adaqn": {"optimizer": "adaqn:cycle=1,pairs=2,gradients=3", "remedies": ("adversarial:radius=0.01",), **few},
         "asam": {"optimizer": "sgd", "remedies": ("stability", "asam"), **few},
-        "conservative": {"remedies": ("sam", "conservative:iterations=2,fresh=1,strength=1"), **few},
+        "conservative": {"remedies": ("conservative:iterations=2,fresh=1,strength=1",), **few},
     }),
     4: ([202, 3], {"steps": {"batch_size": 1499, "epochs": 10}}),
 }[split.count]
