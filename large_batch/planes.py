@@ -117,8 +117,11 @@ class SurfaceRequest(Request):
 
 @dataclass(frozen=True, eq=False)
 class Footing:
-    """A plane, and the states that are not trainable of the minimizers that it is made of: their floats are mixed like
-    the weights, the rest is the first's."""
+    """A plane, and the states that are not trainable of the minimizers that it is made of.
+
+    Their floats are mixed like the weights, but with no negative shares, since a variance that is extrapolated may be
+    negative; the rest is the first's.
+    """
 
     plane: Plane
     states: list[list[np.ndarray]]
@@ -127,6 +130,7 @@ class Footing:
         """Return the weights, (n,), at coordinates, (d,), and the state with them."""
         shares = np.asarray(coordinates) @ self.plane.mixture
         shares[0] += 1
+        shares = shares.clip(0) / shares.clip(0).sum()
         state = [
             sum(s * a for s, a in zip(shares, group, strict=True)).astype(group[0].dtype)
             if group[0].dtype.kind == "f"
