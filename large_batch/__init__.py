@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from large_batch.tracking import TrackEigenvalue
 
 __all__ = [
-    *("Objective", "RandomSubspace", "TrackEigenvalue", "curvature", "hessian_operator", "hutchpp", "sharpness"),
+    "Objective",
+    "RandomSubspace",
+    "TrackEigenvalue",
+    "curvature",
+    "hessian_operator",
+    "hutchpp",
+    "sharpness",
     "spectral_density",
 ]
 __version__ = "0.2.0"
