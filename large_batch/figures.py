@@ -214,6 +214,27 @@ def batch_size_sweep(rows: list, threshold: Breakpoint | None, title: str) -> Fi
     return figure
 
 
+def fine_tuning(rows: list, published: dict[int, float], title: str) -> Figure:
+    """Draw the test accuracy (percent) against the batch size, beside the published one, where `published` has any.
+    `rows` have `batch_size` and `test_accuracy`, of one trial or several."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    sizes = sorted({row.batch_size for row in rows})
+    _with_trials(axes, sizes, rows, lambda row: row.test_accuracy, color=LOSS, fmt="-o", label="here")
+    if published:
+        axes.plot(list(published), list(published.values()), "-s", color=LOSS_MUTED, lw=3, label="published")
+    ticks = sorted({*sizes, *published})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("Batch Size")
+    axes.set_ylabel("Validation Accuracy (%)")
+    axes.set_title(title)
+    _grid(axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
 def _with_trials(axes: Axes, sizes: list[int], rows: list, value: Callable, **style) -> None:
     """Plot the mean over the trials of each batch size, with the sample deviation where there are several."""
     groups = [[value(row) for row in rows if row.batch_size == size] for size in sizes]
