@@ -99,9 +99,10 @@ def statistics_policies(alphas: list[float], curves: dict[str, list], title: str
     `parametric_plot`, by policy; where the loss is not finite there is a gap."""
     figure = Figure(figsize=(7.2, 7.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    for (policy, points), color in zip(curves.items(), (ACCURACY, LOSS, GROWING), strict=False):
+    styles = (ACCURACY, 1.6), (LOSS_MUTED, 4.0), (GROWING, 1.6)  # the second and third hardly differ
+    for (policy, points), (color, width) in zip(curves.items(), styles, strict=False):
         for half, line in (("train", "-"), ("test", "--")):
-            style = dict(color=color, lw=1.6, label=f"{policy}, {half}")
+            style = dict(color=color, lw=width, label=f"{policy}, {half}")
             above.plot(alphas, [getattr(point, f"{half}_loss") for point in points], line, **style)
             below.plot(alphas, [getattr(point, f"{half}_accuracy") for point in points], line, **style)
     above.set_ylabel("Cross Entropy")
