@@ -212,6 +212,7 @@ def report(experiment: Experiment) -> None:
         check_dimension(experiment.runner.objectives.size, DIMENSION)
     wanted = cells(settings.tables)
     asked = [item(experiment, recipe, quantity) for m, quantity in wanted for recipe in recipes(experiment, m)]
+    asked = list(dict.fromkeys(asked))  # train and test accuracy are one measurement
     found = experiment.run([], asked) if settings.compute else experiment.runner.stored(asked)
     if found is None:
         return

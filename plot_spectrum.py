@@ -19,7 +19,7 @@ import numpy as np
 from large_batch import cli
 from large_batch.cli import setting
 
-POINTS = 1000  # of the .csv file
+POINTS = 2000  # of the .csv file
 
 
 @dataclass(frozen=True, kw_only=True)

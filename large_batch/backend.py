@@ -39,15 +39,19 @@ _start()
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from large_batch.errors import UserError  # noqa: E402
-
 __all__ = ["keras", "tf"]
 
-if keras.config.backend() != "tensorflow":
-    raise UserError(
-        f"Keras was imported with the backend {keras.config.backend()}, but TensorFlow is needed; import large_batch "
-        "first, or set KERAS_BACKEND=tensorflow."
-    )
 
+def _check_backend() -> None:
+    if keras.config.backend() != "tensorflow":
+        from large_batch.errors import UserError
+
+        raise UserError(
+            f"Keras was imported with the backend {keras.config.backend()}, but TensorFlow is needed; import "
+            "large_batch first, or set KERAS_BACKEND=tensorflow."
+        )
+
+
+_check_backend()
 tf.config.experimental.enable_tensor_float_32_execution(False)
 tf.get_logger().setLevel("ERROR")  # its hints on retracing are not for our users

@@ -16,7 +16,7 @@ def spectral_densities(densities: dict[str, dict[str, Density]], title: str) -> 
     """Draw the spectrum of the Hessian at each minimizer, a row for the whole network (named "") and for each layer.
 
     Left the density, with bells of one width for all of a row, on a logarithmic scale; right how many eigenvalues are
-    above a value, both axes logarithmic. The bands are two standard errors over the random vectors. `densities` are by
+    above a value, both axes logarithmic; dotted, how many are below minus this value. The bands are two standard errors over the random vectors. `densities` are by
     layer, then by the minimizers' labels.
     """
     figure = Figure(figsize=(10, 0.6 + 3.6 * len(densities)), layout="constrained")
@@ -24,20 +24,21 @@ def spectral_densities(densities: dict[str, dict[str, Density]], title: str) -> 
     for (layer, group), (left, right) in zip(densities.items(), rows, strict=True):
         low, high = (edge(density.range[i] for density in group.values()) for i, edge in enumerate((min, max)))
         width = max(density.width for density in group.values())
-        eigenvalues = np.linspace(low - 5 * width, high + 5 * width, 1000)
+        eigenvalues = np.linspace(low - 5 * width, high + 5 * width, 4000)
         counted = np.geomspace(high * 1e-4, high, 400) if high > 0 else []
         for (label, density), color, line in zip(group.items(), COLORS, ("-", "--"), strict=False):
             _band(left, eigenvalues, *density.at(eigenvalues, width), color, line, label)
             if high > 0:
                 _band(right, counted, *density.above(counted), color, line, label)
-        floor = 0.1 / (max(density.size for density in group.values()) * width)
+                _band(right, counted, *density.below(-counted), color, ":", None)
+        floor = 0.1 / (max(density.size for density in group.values()) * width)  # a quarter of one eigenvalue's bell
         left.set_yscale("log")
-        left.set_ylim(bottom=floor)  # a tenth of one eigenvalue's bell
+        left.set_ylim(floor, 3 * max(density.at(eigenvalues, width)[0].max() for density in group.values()))
         left.set_ylabel(f"{layer}: density" if layer else "Density")
         right.set_xscale("log")
         right.set_yscale("log")
         right.set_ylim(bottom=0.5)
-        right.set_ylabel("Eigenvalues above")
+        right.set_ylabel("Eigenvalues above (dotted: below minus)")
         for axes in (left, right):
             _grid(axes)
     for axes in (left, right):
@@ -78,7 +79,9 @@ def edge_of_stability(tracked: dict[str, list[Tracked]], steps: dict[str, int], 
     return figure
 
 
-def _band(axes: Axes, x: np.ndarray, mean: np.ndarray, error: np.ndarray, color: str, line: str, label: str) -> None:
+def _band(
+    axes: Axes, x: np.ndarray, mean: np.ndarray, error: np.ndarray, color: str, line: str, label: str | None
+) -> None:
     axes.plot(x, mean, line, color=color, lw=1.4, label=label)
     if np.isfinite(error).all():
         axes.fill_between(x, np.maximum(mean - 2 * error, 0), mean + 2 * error, color=color, alpha=0.2, lw=0)

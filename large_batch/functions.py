@@ -6,16 +6,17 @@ that is noisy, or whose derivatives are not what they are called, gives numbers 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from large_batch import store
 from large_batch.errors import UserError
 
 RESOLUTION = 2.0**-23  # of float32: what the loss of a sample is resolved to, in units of 1 + loss
 STEPS = 10.0 ** -np.arange(2, 9)  # of differences of gradients: which of them is resolved depends on the function
+log = logging.getLogger("large_batch_training")
 AGREEMENT = 0.02  # relative, of two differences that are trusted
 
 
@@ -133,9 +134,7 @@ def check_product(function: SmoothFunction, w: np.ndarray) -> None:
     ]
     best = int(np.nanargmin(np.where(np.isfinite(apart), apart, np.inf)))
     if not apart[best] < AGREEMENT:
-        store.log.warning(
-            "Whether the Hessian-vector products are right cannot be checked: differences of gradients vary."
-        )
+        log.warning("Whether the Hessian-vector products are right cannot be checked: differences of gradients vary.")
         return
     off = np.linalg.norm(product - differences[best]) / max(sizes[best], np.linalg.norm(product))
     if not off < 0.01 + 5 * apart[best]:

@@ -119,14 +119,21 @@ def expected_products(eigenvalues: int) -> int:
 
 
 def hessian_operator(
-    objective: SmoothFunction, w: np.ndarray, report: Report = lambda passes, note: None
+    objective: SmoothFunction,
+    w: np.ndarray | Point,
+    report: Report = lambda passes, note: None,
+    checked: bool = True,
 ) -> LinearOperator:
     """Return the Hessian of `objective` at `w`, shape (n,), as SciPy's symmetric linear operator of shape (n, n).
 
-    One product is compared with differences of gradients first; raises as `functions.check` and `check_product` do.
+    Unless it is not to be `checked`, one product is compared with differences of gradients first; raises as
+    `functions.check` and `check_product` do then.
     """
-    functions.check(objective, w)
-    functions.check_product(objective, w)
+    if isinstance(w, Point):
+        objective, w = w.hold(objective), w.weights
+    if checked:
+        functions.check(objective, w)
+        functions.check_product(objective, w)
     products = 0
 
     def multiply(v: np.ndarray) -> np.ndarray:

@@ -213,6 +213,11 @@ def cross_entropy(outputs: tf.Tensor, y: tf.Tensor, kind: Outputs) -> tuple[tf.T
     return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits), logits
 
 
+def penalty(losses: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor | int:
+    """Return the sum of what a model adds to the mean loss (`model.losses`), 0 where it adds nothing."""
+    return sum(tf.reduce_sum(tf.cast(loss, dtype)) for loss in losses)
+
+
 def pixels(x: tf.Tensor) -> tf.Tensor:
     """Scale uint8 pixels to float32 in [0, 1]; the original's only preprocessing. Floats pass as they are."""
     return tf.cast(x, tf.float32) / 255 if x.dtype == tf.uint8 else x

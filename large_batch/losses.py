@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from large_batch import layers
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError, first_line
 from large_batch.layers import Outputs, call, cross_entropy
@@ -85,10 +86,8 @@ class CrossEntropy:
         correct = tf.argmax(logits, axis=1, output_type=y.dtype) == y
         if weights is not None:
             losses, clipped = (values * tf.cast(weights, values.dtype) for values in (losses, clipped))
-        if penalties := self.model.losses:
-            penalty = tf.add_n([tf.reduce_sum(tf.cast(each, losses.dtype)) for each in penalties])
-            losses, clipped = losses + penalty, clipped + penalty
-        return Scores(losses, clipped, correct)
+        penalty = layers.penalty(self.model.losses, losses.dtype)
+        return Scores(losses + penalty, clipped + penalty, correct)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ they are known.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import numpy as np
 
 from large_batch import hessian, store
 from large_batch.distribution import Replicas
-from large_batch.errors import UserError
 from large_batch.hessian import PASSES, Curvature
 from large_batch.networks import STATISTICS, Problem
 from large_batch.sharpness_metric import SCALE, SharpnessResult, sharpness
@@ -335,19 +333,10 @@ def load_or_compute(
             store.set_aside(path, "is damaged or holds another measurement")
         began = time.monotonic()
         result = compute()
-        _check_finite(request, result)
         measured = Measured(request, result, origin.after(time.monotonic() - began))
         if replicas.chief:
             store.write_record(path, measured)
     return measured
-
-
-def _check_finite(request: Request, result: object) -> None:
-    """Raise `UserError` where a number is none, which JSON cannot hold and nobody should take for a result."""
-    try:
-        json.dumps(dataclasses.asdict(result), allow_nan=False)
-    except ValueError as error:
-        raise UserError(f"The {request.kind} of {request.name} is not finite, so it is not kept.") from error
 
 
 def _path(run_dir: str | Path, request: Request) -> Path:

@@ -264,8 +264,9 @@ class Minimizers:
                         loop.finish_epoch(evaluate if test else None)
                 except DivergedError as error:
                     _leave_last_good(loop, folder, error)
-                if loop.between_epochs and loop.epoch in iterates and replicas.chief:
-                    _keep_iterate(loop, folder, iterates[loop.epoch], origin)
+                for epoch, other in iterates.items() if loop.between_epochs and replicas.chief else ():
+                    if epoch == loop.epoch or (epoch > loop.epoch and loop.ended):
+                        _keep_iterate(loop, folder, other, recipe.at_epoch(epoch), origin)
                 if loop.between_epochs or stop:
                     _save(loop, folder)
             if stop:
@@ -348,11 +349,13 @@ def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Proven
     folder.seal(*RESULT, *more, dropping=_checkpoints(folder))
 
 
-def _keep_iterate(loop: TrainingLoop, folder: store.Folder, other: store.Folder, origin: store.Provenance) -> None:
-    """Store the present state as the minimizer of the recipe that ends here, in another folder."""
+def _keep_iterate(
+    loop: TrainingLoop, folder: store.Folder, other: store.Folder, recipe: Recipe, origin: store.Provenance
+) -> None:
+    """Store the present state as the minimizer of a recipe that ends here, in another folder."""
     with suppress(BusyError), store.lock(other.path, wait=False):  # who holds it stores the same
         other.set_aside_damaged()
-        store.write_json(other.path / "recipe.json", loop.recipe.at_epoch(loop.epoch))
+        store.write_json(other.path / "recipe.json", recipe)
         with store.writing(other.path / START) as temporary:
             shutil.copyfile(folder.path / START, temporary)
         other.seal("recipe.json", START)

@@ -107,17 +107,18 @@ class SurfaceRequest(Request):
             numbers = []
             for objective in (objectives.train(self.samples), objectives.test(self.samples)):
                 found = objective.evaluate(weights)
-                numbers += found.loss, found.accuracy
+                numbers += (found.loss, found.accuracy) if np.isfinite(found.loss) else (None, None)
                 report(objective.samples, f"row {self.row + 1}/{self.points}")
             columns.append(numbers)
-        values = np.transpose(columns).tolist()
+        values = [list(column) for column in zip(*columns, strict=True)]
         plane = w.plane
         return SurfaceRow([p[0] for p in places], float(b), *values, plane.marks.tolist(), plane.axis_values.tolist())
 
 
 @dataclass(frozen=True, eq=False)
 class Footing:
-    """A plane, and the states that are not trainable of the minimizers that it is made of; mixed like the weights."""
+    """A plane, and the states that are not trainable of the minimizers that it is made of: their floats are mixed like
+    the weights, the rest is the first's."""
 
     plane: Plane
     states: list[list[np.ndarray]]
@@ -126,8 +127,12 @@ class Footing:
         """Return the weights, (n,), at coordinates, (d,), and the state with them."""
         shares = np.asarray(coordinates) @ self.plane.mixture
         shares[0] += 1
-        arrays = zip(*self.states, strict=True)
-        state = [sum(s * a for s, a in zip(shares, group, strict=True)).astype(group[0].dtype) for group in arrays]
+        state = [
+            sum(s * a for s, a in zip(shares, group, strict=True)).astype(group[0].dtype)
+            if group[0].dtype.kind == "f"
+            else group[0]
+            for group in zip(*self.states, strict=True)
+        ]
         return self.plane.at(coordinates), state
 
 
@@ -173,7 +178,7 @@ def assembled(rows: Sequence[SurfaceRow]) -> tuple[Surface, Surface]:
     line = len(rows[0].marks[0]) == 1
 
     def values(name: str) -> np.ndarray:
-        found = np.array([getattr(row, name) for row in rows])
+        found = np.array([getattr(row, name) for row in rows], float)  # NaN where it was not finite
         return found.reshape(1, -1) if line else found
 
     a = values("a")[0]

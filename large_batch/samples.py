@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from large_batch import store
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 
@@ -86,7 +86,7 @@ def _all_batches(dataset: tf.data.Dataset) -> tuple[Tree, Tree, Tree]:
     except (TypeError, ValueError) as error:
         raise UserError(f"The tf.data.Dataset must have batches of dense tensors: {error}.") from error
     size = sum(leaf.nbytes for leaf in keras.tree.flatten((x, y, weights)) if leaf is not None)
-    store.log.info("The dataset is read into memory: %.0f MB.", size / 1e6)
+    logging.getLogger("large_batch_training").info("The dataset is read into memory: %.0f MB.", size / 1e6)
     return x, y, weights
 
 

@@ -80,7 +80,11 @@ class HessianRequest(Request):
     def operator(self, objectives: Objectives, w: np.ndarray, report: Report) -> LinearOperator:
         """Return the Hessian, or the layer's block of it, at the weights w, shape (n,)."""
         objective = objectives.train(self.samples)
-        whole = hessian.hessian_operator(objective, w, lambda passes, note: report(passes * objective.samples, note))
+
+        def passed(passes: int, note: str) -> None:
+            report(passes * objective.samples, note)
+
+        whole = hessian.hessian_operator(objective, w, passed, checked=not self.layer)
         return spectrum.block(whole, objectives.parts[self.layer]) if self.layer else whole
 
 

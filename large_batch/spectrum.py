@@ -19,7 +19,7 @@ from large_batch.errors import UserError
 HESSIAN_MEASURES = ("eigenvalue", "trace")  # of sharpness: the largest eigenvalue, and the trace
 RESOLUTION = 2.0**-23  # relative to the largest eigenvalue: what products in float32 resolve
 KEPT_BYTES = 2 * 2**30  # a larger basis of Lanczos vectors is not kept
-WIDTH = 0.01  # of the bell that is drawn for an eigenvalue, in units of the spectrum's
+WIDTH = 0.003  # of the bell that is drawn for an eigenvalue, in units of the spectrum's
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Density:
 
     @property
     def width(self) -> float:
-        """The usual width of a bell: a hundredth of the range."""
+        """The usual width of a bell, 0.3 % of the range."""
         low, high = self.range
         return WIDTH * (high - low) or WIDTH * (abs(high) or 1.0)
 

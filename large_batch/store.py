@@ -315,8 +315,11 @@ def _text_digest(text: str) -> str:
 
 
 def write_json(path: str | Path, content) -> None:
-    """Write a dataclass, or a dictionary of them, as indented JSON."""
-    text = json.dumps(content, default=dataclasses.asdict, indent=2)
+    """Write a dataclass, or a dictionary of them, as indented JSON; raises `UserError` for NaN, which JSON lacks."""
+    try:
+        text = json.dumps(content, default=dataclasses.asdict, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path} is not written, since a number in it is not finite.") from error
     with writing(path) as temporary:
         temporary.write_text(text + "\n")
 

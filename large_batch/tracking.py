@@ -74,7 +74,7 @@ def look(
     found = {"edge": edge(optimizer, rate), "preconditioned_edge": None, "preconditioned": None}
     if not np.isfinite(w).all():
         return Tracked(step, np.nan, None, **found)
-    hessian = hessian_operator(objective, w)
+    hessian = hessian_operator(objective, w, checked=False)
     if (p := preconditioner(optimizer)) is not None:
         root = aslinearoperator(diags_array(p**-0.5))
         found["preconditioned"] = _largest(root @ hessian @ root, [seed, step])
@@ -118,7 +118,8 @@ class TrackEigenvalue(keras.callbacks.Callback):
 
     Args:
         objective: An `Objective` of the model that is trained, over as many samples as there is time for: a look takes
-            about 20 Hessian-vector products, and with ADAM twice as many.
+            about 20 Hessian-vector products, and with ADAM twice as many. These are not checked during training: if the
+            model has layers of your own, try `hessian_operator(objective, flat_weights(model))` once, which is.
         every: Steps from one look to the next.
         seed: Of the iterations' random start.
     """

@@ -212,7 +212,8 @@ class TrainingLoop:
         if self._track:
             model, x, y = recipe.build(network, data), data.x_train, data.y_train
             some = slice(self._track.samples)
-            self._followed = Objective(model, x[some], y[some], outputs=network.outputs, replicas=replicas)
+            settings = {"outputs": network.outputs, "prepare": layers.preparation(data), "replicas": replicas}
+            self._followed = Objective(model, x[some], y[some], **settings)
 
     @property
     def epoch(self) -> int:
@@ -343,12 +344,13 @@ class TrainingLoop:
         x = pixels(x)
         if self.recomputing:
             weights = weights or [tf.convert_to_tensor(variable) for variable in self.model.trainable_variables]
-            outputs = layers.call_recomputing(self.model, weights, x, training)
+            outputs, penalties = layers.call_recomputing(self.model, weights, x, training), []
         elif weights is None:
-            outputs = self.model(x, training=training)
+            outputs, penalties = self.model(x, training=training), self.model.losses
         else:
-            outputs, _ = self.model.stateless_call(weights, state, x, training=training)
-        return cross_entropy(outputs, y, self.outputs)
+            outputs, _, penalties = self.model.stateless_call(weights, state, x, training=training, return_losses=True)
+        losses, logits = cross_entropy(outputs, y, self.outputs)
+        return losses + layers.penalty(penalties, losses.dtype), logits
 
     def _update(self, weight, samples) -> remedies.Step:
         """Return the plain step: one of the optimizer along the gradient of the whole batch's mean loss."""

@@ -120,6 +120,19 @@ FLAGS = [
     Case(PLOT, DIGITS + "--epochs=1 --points=10001", "--points=10001"),
     Case(PLOT, DIGITS + "--epochs=" + 30 * "9", "--epochs=99"),
     Case(PLOT, DIGITS + "--epochs=1 --seed=" + 300 * "9", "--seed=99"),
+    *(Case(PLOT, DIGITS + f"--{flag}=lars", f"no {flag} 'lars'; choose among a") for flag in ("optimizer", "remedy")),
+    Case(
+        PLOT,
+        DIGITS + "--optimizer=sgd:momentum=2",
+        "setting momentum of the optimizer sgd must be a number from 0 to 1",
+    ),
+    Case(SHARPNESS, DIGITS + "--remedy=sam:rho=1", "'sam:rho=1' cannot have the setting 'rho'; sam has these"),
+    Case(WARM, DIGITS + "--remedy=sam,asam:radius=x,eta=0", "The setting radius of the remedy asam must be a number"),
+    Case(SWEEP, DIGITS + "--remedy=augment,", "no remedy ''"),
+    Case(
+        CURVES, DIGITS + "--remedy=augment", "augment is for images, (height, width, channels), not samples of (784,)"
+    ),
+    Case(PLOT, DIGITS + "--until_converged=5", "until_converged"),
     Case(CURVES, "", "Name the network"),
     Case(CURVES, DIGITS + "--every=0", "--every=0"),
     Case(CURVES, DIGITS + "--trials=0", "--trials=0"),
@@ -187,7 +200,10 @@ FLAGS = [
     Case(SHARPNESS, MINE + "--solver=vertex --eps=1e300", "within epsilon 1e+300", weights(), "of F1", begun=True),
 ]
 EMPTY = [
-    *(Case(PLOT, DIGITS + f"--epochs=1 --{flag}=", f"--{flag} is empty") for flag in ("network", "dataset")),
+    *(
+        Case(PLOT, DIGITS + f"--epochs=1 --{flag}=", f"--{flag} is empty")
+        for flag in ("network", "dataset", "optimizer", "remedy")
+    ),
     *(Case(PLOT, DIGITS + f"--epochs=1 --{kind}_dir=", f"--{kind}_dir is empty") for kind in FOLDERS[PLOT]),
     *(Case(PLOT, DIGITS + f"--epochs=1 --{side}_batch_weights ''", f"--{side}_batch_w") for side in ("small", "large")),
     *(Case(SHARPNESS, DIGITS + f"--epochs=1 --{kind}_dir=", f"--{kind}_dir is empty") for kind in FOLDERS[SHARPNESS]),

@@ -1,16 +1,24 @@
 """Models that are not ours, beside Keras' own evaluate and beside derivatives by differences in float64."""
 
+import re
+
 import numpy as np
 import pytest
+from conftest import ROOT, recipe, run_python, train
 from sklearn.datasets import load_digits
 
-from large_batch import distribution, functions
+import network_zoo
+from large_batch import distribution
 from large_batch import objective as objectives
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 from large_batch.hessian import curvature
-from large_batch.models import in_float64, point_of
+from large_batch.layers import pixels
+from large_batch.minimizers import Minimizers
+from large_batch.models import point_of
+from large_batch.networks import Network
 from large_batch.objective import Objective, Point, flat_weights, read_weights, write_weights
+from large_batch.runner import state_between
 from large_batch.sharpness_metric import sharpness
 from large_batch.subspace import RandomSubspace
 
@@ -191,109 +199,6 @@ def test_reductions():
         Objective(model, x, y, loss=keras.losses.CategoricalCrossentropy(reduction="none"))
 
 
-def normalizing(layer):
-    return scaled(L.Reshape((8, 8)), L.Dense(6), layer, L.Activation("tanh"), L.Flatten(), L.Dense(10))
-
-
-@keras.saving.register_keras_serializable("tests")
-class TrainingNormalization(L.BatchNormalization):
-    """Batch statistics at inference, too."""
-
-    def call(self, x, training=None, mask=None):
-        return super().call(x, training=True)
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        lambda: L.LayerNormalization(),
-        lambda: L.LayerNormalization(axis=[1, 2]),
-        lambda: L.GroupNormalization(2),
-        lambda: L.GroupNormalization(-1),
-        lambda: L.RMSNormalization(),
-        lambda: L.UnitNormalization(),
-        lambda: L.BatchNormalization(),
-        lambda: TrainingNormalization(),
-        lambda: L.Normalization(mean=0.5, variance=2.0),
-        lambda: L.MultiHeadAttention(2, 3),
-        lambda: L.LSTM(4, return_sequences=True),
-        lambda: L.GRU(4, return_sequences=True),
-        lambda: L.Conv1D(4, 3, activation="silu"),
-        lambda: L.SpectralNormalization(L.Dense(6)),
-    ],
-    ids=[
-        *("layer", "two axes", "group", "instance", "rms", "unit", "batch", "batch statistics", "fixed"),
-        *("attention", "lstm", "gru", "conv", "spectral"),
-    ],
-)
-def test_hessian_vector_products_through_layers(layer):
-    """Against differences of gradients of a float64 copy."""
-    layer = layer()
-    if isinstance(layer, L.MultiHeadAttention):
-        inner, h = layer, keras.Input((8, 6))
-        layer = keras.Model(h, inner(h, h))
-    model = normalizing(layer)
-    objective = Objective(model, X, Y, outputs="logits")
-    w, v = flat_weights(model), RNG.normal(size=objective.size)
-    with in_float64(model, None) as (wide, _):
-        exact = Objective(wide, X, Y, outputs="logits")
-        slopes = [exact.value_and_gradient(w + step * v)[1] for step in (1e-5, -1e-5)]
-    expected = (slopes[0] - slopes[1]) / 2e-5
-    found = objective.hessian_vector_product(w, v)
-    assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
-    functions.check_product(objective, w)
-
-
-@keras.saving.register_keras_serializable("tests")
-class Stopping(L.Layer):
-    """Centres its input, but lets no gradient through the mean."""
-
-    def call(self, x):
-        return x - tf.stop_gradient(tf.reduce_mean(x, axis=-1, keepdims=True))
-
-
-class Unregistered(keras.Model):
-    """A model that cannot be copied."""
-
-    def __init__(self, layers):
-        super().__init__()
-        self.parts = layers
-
-    def call(self, x):
-        for part in self.parts:
-            x = part(x)
-        return x
-
-
-def test_a_stopped_gradient_is_found(caplog):
-    wrong = [L.Dense(12, "tanh"), Stopping(), L.Dense(10)]
-    for model in (sequential(*wrong), Unregistered([L.Dense(12, "tanh"), Stopping(), L.Dense(10)])):
-        objective = Objective(model, X / 16, Y)
-        with pytest.raises(UserError, match="% away from the difference of two gradients: a layer or the loss stops"):
-            curvature(objective, flat_weights(model), 1e-3, RandomSubspace(objective.size, 3))
-    right = Unregistered([L.Dense(12, "tanh"), L.GroupNormalization(3), L.Dense(10)])
-    objective = Objective(right, X / 16, Y)
-    assert objective.exact(flat_weights(right)) is None
-    functions.check_product(objective, flat_weights(right))
-    assert caplog.text == ""
-
-
-def test_kinks_do_not_mislead():
-    model = scaled(L.Dense(300, "relu"), L.Dense(300, "relu"), L.Dense(10))
-    functions.check_product(Objective(model, X, Y), flat_weights(model))
-
-
-def test_a_layer_without_second_derivatives():
-    model = sequential(
-        L.Reshape((8, 8, 1)), L.Conv2D(2, 3), L.UpSampling2D(interpolation="bicubic"), L.Flatten(), L.Dense(10)
-    )
-    objective = Objective(model, X / 16, Y)
-    w = flat_weights(model)
-    with pytest.raises(UserError, match="no second derivatives of Resize"):
-        objective.hessian_vector_product(w, w)
-    assert sharpness(objective, w, 1e-3).value > 0
-
-
 def test_half_precision_is_found_wherever_it_is():
     inner = keras.Sequential(
         [keras.Input((64,)), L.Dense(8, dtype="bfloat16"), L.Activation("linear", dtype="float32")]
@@ -316,32 +221,6 @@ def test_noise_is_found():
 
 
 GENERATOR = keras.random.SeedGenerator(1)
-
-
-def test_what_a_function_must_keep():
-    class Given:
-        def __init__(self, *answer):
-            self.answer = answer
-
-        def value_and_gradient(self, w):
-            return self.answer
-
-    class Noisy:
-        def value_and_gradient(self, w):
-            return RNG.normal(), w
-
-    w = np.ones(5)
-    for function, words in (
-        (Given(1.0, w[:, None]), r"floats of the shape \(5,\), not float64 of the shape \(5, 1\)"),
-        (Given(1.0, w.astype(int)), "not int64"),
-        (Given(w, w), "one real number, not float64"),
-        (Given(1j, w), "one real number, not complex128"),
-        (Given(1.0), "does not return two things"),
-        (Noisy(), "the next time; make it deterministic"),
-    ):
-        with pytest.raises(UserError, match=words):
-            sharpness(function, w, 1e-3)
-    assert sharpness(Given(np.float32(1), w.astype(np.float32)), w, 1e-3).value is None
 
 
 def test_evident_mistakes():
@@ -407,3 +286,66 @@ def test_chunks_fit_the_memory(monkeypatch, caplog):
     monkeypatch.setattr(distribution, "free_bytes", lambda: 0)
     Objective(model, X, Y)
     assert "A gradient over 1 samples at once needs about" in caplog.text
+
+
+def test_the_examples_of_the_document(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_models.md").read_text(), re.DOTALL):
+        exec(block, names)
+    printed = capsys.readouterr().out
+    assert re.search(r"Metric 2.1: \d", printed)
+    assert f"loss={names['objective'].value(names['w'])!r}" in printed
+
+
+def test_another_backend_is_refused():
+    done = run_python("-c", "import keras; keras.config.backend = lambda: 'jax'\nfrom large_batch import Objective")
+    assert "UserError: Keras was imported with the backend jax, but TensorFlow is needed" in done.stderr
+
+
+def test_the_settings_of_keras_change_nothing(color_digits, tmp_path):
+    """Neither network, nor training, nor objective: as with image_data_format and floatx in keras.json."""
+
+    def run(name):
+        asked = recipe(color_digits, network="C1", definition="paper", batch_size=750, epochs=1)
+        end = train(asked, color_digits, tmp_path / name)
+        model = network_zoo.get("C1").build("paper")
+        objective = Objective(model, color_digits.x_test[:50], color_digits.y_test[:50], prepare=pixels)
+        return end.weights, objective.value_and_gradient(end.weights)[1], network_zoo.get("C2").build().count_params()
+
+    usual = run("usual")
+    keras.config.set_floatx("float64")
+    keras.config.set_image_data_format("channels_first")
+    try:
+        other = run("other")
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_image_data_format("channels_last")
+    for one, same in zip(usual, other, strict=True):
+        np.testing.assert_array_equal(one, same)
+
+
+def test_the_state_between_two_minimizers():
+    a, b = [np.float32([1, 4]), np.uint32([7])], [np.float32([3, 1]), np.uint32([9])]
+    for alpha, expected in ((-1, [1, 4]), (0, [1, 4]), (0.5, [2, 2.5]), (1, [3, 1]), (2, [3, 1])):
+        mixed, kept = state_between(alpha, a, b)
+        np.testing.assert_array_equal(mixed, np.float32(expected))
+        assert (mixed.dtype, kept) == (np.float32, 7)
+
+
+def test_a_regularizer_is_in_training_as_in_the_objective(digits, tmp_path):
+    """The loss of the first epoch of one step is the objective's at the start."""
+
+    def build(network, definition, classes, seed, precision):
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential([keras.Input((784,)), L.Dense(classes, kernel_regularizer=keras.regularizers.L2(0.3))])
+
+    network = Network("quick", build, "digits", (784,), 10)
+    asked = recipe(digits, network="quick", batch_size=1500, epochs=1)
+    end = Minimizers(network, digits, tmp_path).train(asked)
+    model = network.build()
+    objective = Objective(model, digits.x_train, digits.y_train, prepare=pixels)
+    plain = Objective(model, digits.x_train, digits.y_train, prepare=pixels, loss=None, outputs="logits")
+    penalty = 0.3 * np.sum(end.start[:7840] ** 2)
+    assert end.history[0].train_loss == pytest.approx(objective.value(end.start), rel=1e-5)
+    assert plain.evaluate(end.start).loss > penalty > 1

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import quick
 from conftest import minimizers, recipe, train
-from quick import stop_in_epoch
+from quick import run_code, stop_in_epoch
 from test_training import adam_by_hand
 
 import network_zoo
 from large_batch import store
 from large_batch.errors import UserError
 from large_batch.objective import flat_weights
+from large_batch.training import converged
 
 
 def test_iterates_are_the_minimizers_of_shorter_trainings(color_digits, tmp_path):
@@ -139,3 +140,67 @@ def test_a_warm_start_must_fit(digits, color_digits):
     for other in (recipe(digits, network="F2"), recipe(color_digits, definition="paper")):
         with pytest.raises(UserError, match="same network and data"):
             recipe(digits, warm_start=other)
+
+
+CURVES = {  # losses, and after which epoch they have converged
+    "flat": ([1.0] * 30, 11),
+    "never": ([0.98**epoch for epoch in range(30)], None),
+    "slow, but 1 % in 10 epochs": ([0.998**epoch for epoch in range(60)], None),
+    "slower": ([0.9995**epoch for epoch in range(60)], 11),
+    "a minimum, then noise": ([3, 2, 1, *[1.2, 1.1, 0.995] * 10], 13),
+    "a plateau, then a fall in time": ([1, *[1.0] * 9, 0.5, *[0.6] * 20], 21),
+    "zero": ([1.0, *[0.0] * 20], 12),
+    "too short": ([1.0] * 10, None),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_when_a_training_has_converged(name):
+    losses, expected = CURVES[name]
+    ends = [epoch for epoch in range(len(losses) + 1) if converged(losses[:epoch])]
+    assert (ends[0] if ends else None) == expected
+
+
+def test_a_training_until_converged_ends_early_also_when_it_is_killed(digits, run_script, tmp_path):
+    """Where its loss says, at the iterate of the plain training; a bound that comes first ends it, too."""
+    settings = {"optimizer": "adam:learning_rate=0.05", "batch_size": 1500}
+    asked = quick.recipe(digits, epochs=200, until_converged=True, **settings)
+    found = quick.minimizers(digits, tmp_path / "whole").train(asked, keep=[5, 150])
+    losses, epochs = [row.train_loss for row in found.history], len(found.history)
+    assert 11 < epochs < 200
+    assert [converged(losses[:epoch]) for epoch in range(epochs + 1)] == [False] * epochs + [True]
+    plain = quick.minimizers(digits, tmp_path / "plain").train(quick.recipe(digits, epochs=epochs, **settings))
+    np.testing.assert_array_equal(found.weights, plain.weights)
+    assert found.history == plain.history
+    for epoch in (5, 150):  # iterates after its end are its end
+        kept = quick.minimizers(digits, tmp_path / "whole").stored(asked.at_epoch(epoch))
+        assert kept.history == found.history[:epoch]
+
+    code = f"""
+import os, signal
+from pathlib import Path
+import quick
+from large_batch import datasets
+
+replace = os.replace
+
+def killing(source, target):
+    if Path(target).name == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+data = datasets.load("digits", "unused").reshape_to((784,))
+os.replace = killing
+quick.minimizers(data, sys.argv[1]).train(quick.recipe(data, epochs=200, until_converged=True, **{settings}))
+"""
+    for killed_at in (
+        f"checkpoint-{epochs:09}.npz",
+        "minimizer.weights.h5",
+    ):  # before its last epoch is kept, and after
+        assert run_code(run_script, tmp_path, code, tmp_path / "killed", killed_at).returncode == -9
+    killed = quick.minimizers(digits, tmp_path / "killed")
+    assert killed.stored(asked) is None
+    again = killed.train(asked, report=lambda samples, note: pytest.fail("nothing was left to train"))
+    np.testing.assert_array_equal(again.weights, found.weights)
+    assert again.history == found.history
+    assert quick.minimizers(digits, tmp_path).train(quick.recipe(digits, until_converged=True)).history[1].epoch == 2

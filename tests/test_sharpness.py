@@ -15,7 +15,7 @@ from large_batch.errors import UserError
 from large_batch.measurements import Measured, SharpnessRequest
 from large_batch.objective import write_weights
 from large_batch.paper import Spread
-from large_batch.sharpness_metric import SharpnessResult
+from large_batch.sharpness_metric import MEASURES, SharpnessResult
 from large_batch.tables import published, sharpness_comparison
 
 SMALL_NETWORK = ("-n", NAME, "--epochs=1", "--iterations=2")
@@ -202,6 +202,37 @@ def test_measures_of_the_hessian_beside_others(run_sharpness, tmp_path):
             assert found[label, quantity, "2.0"] < found[label, quantity, ""]
     assert re.search(r"2 +eigenvalue +full +- +lanczos", done.stdout)
     assert list((tmp_path / "figure").glob("*.png"))
+
+
+def test_measures_where_weights_are_rescaled(run_sharpness, tmp_path):
+    """Loss and accuracy stay, and so do the measures that follow the weights; Metric 2.1 and SAM's ball do not."""
+    job = *SMALL_NETWORK, *BATCHES, "--space=full", "--eps=1e-3", "--sharpness_samples=200", "--rescale=2,0.5,1"
+    figures = f"--figure_dir={tmp_path / 'figure'}"
+    done = run_sharpness(*job, figures, "--measure=adaptive,keskar,relative,ball", "--rho=0.3")
+    assert "2 trainings (0 of them done), 30 measurements (0 of them done)." in done.stdout
+    path = only(tmp_path, "small-sharpness-*-n200-*-rho0.3-x0.5-x1.0-x2.0.json")
+    found = {}
+    for label, group in json.loads(path.read_text())["results"].items():
+        for at, result in ((each["measurement"], each["result"]) for each in group):
+            assert at["epsilon"] == (0.3 if at["measure"] in ("ball", "adaptive") else 1e-3)
+            found[label, at["measure"], at["rescale"]] = result
+    assert len(found) == 2 * 4 * 3
+    for (label, measure, factor), result in found.items():
+        plain = found[label, measure, 1.0]
+        assert result["loss"] == pytest.approx(plain["loss"], rel=1e-4)  # what the normalisation's epsilon does
+        if factor != 1:
+            moves = measure in ("keskar", "ball")
+            assert moves == (result["value"] != pytest.approx(plain["value"], rel=1e-2))
+            assert (result["value"] > plain["value"]) == (factor < 1) or not moves
+    with open(path.with_suffix(".csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["rescale"] for row in rows} == {"0.5", "", "2.0"}
+    assert {row["quantity"] for row in rows} == {"sharpness", *(f"sharpness_{name}" for name in list(MEASURES)[1:])}
+    assert (tmp_path / "figure" / f"{path.stem}.png").stat().st_size > 5000
+    table = [line.split() for line in done.stdout.splitlines() if line.startswith(("SB ", "LB "))][-6:]
+    assert [line[:2] for line in table] == [[end, factor] for end in ("SB", "LB") for factor in ("0.5", "1", "2")]
+    assert len({line[3] for line in table[:3]}) == 1, "one accuracy"
+    assert "--rho must be a number above 0" in run_sharpness(*job, "--rho=0", code=2).stderr
 
 
 def test_the_example_of_the_readme():

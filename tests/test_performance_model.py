@@ -1,0 +1,62 @@
+import csv
+
+import pytest
+from small_network import NAME
+
+from large_batch.training import Epoch
+from performance_model import epochs_to, largest_ratio, over_accuracies, reached
+
+
+def history(*accuracies):
+    return [Epoch(number + 1, 0.0, 0.0, 0.0, accuracy) for number, accuracy in enumerate(accuracies)]
+
+
+SMALL, LARGE = history(50, 80, 79, 90), history(10, 40, 60, 85, 70)
+
+
+def test_the_example_of_the_paper():
+    assert largest_ratio(batch_ratio=0.1, efficiency=0.2) == pytest.approx(0.5)
+
+
+def test_iterations_to_an_accuracy():
+    assert [epochs_to(SMALL, accuracy) for accuracy in (50, 79, 85, 91)] == [1, 2, 4, None]
+    found = reached(3, SMALL, LARGE, steps=(100, 10))
+    assert (found.seed, found.accuracy) == (3, 85), "the highest that both reach"
+    assert (found.small_epochs, found.large_epochs) == (4, 4)
+    assert (found.small_iterations, found.large_iterations, found.ratio) == (400, 40, 0.1)
+    assert found.efficiency == 1, "of equal epochs, LB is faster whatever SB loses"
+    sooner = reached(0, SMALL, LARGE, (100, 10), accuracy=55)
+    assert (sooner.small_epochs, sooner.large_epochs, sooner.ratio) == (2, 3, 0.15)
+    # With these numbers of iterations the bound is at the batches' ratio over the efficiency.
+    assert largest_ratio(10 / 100, sooner.efficiency) == pytest.approx(sooner.ratio)
+    assert reached(0, SMALL, LARGE, (100, 10), accuracy=88) is None
+    assert over_accuracies(SMALL, LARGE, (100, 10)) == ([10, 40, 60, 70, 85], [0.1, 0.2, 0.15, 0.2, 0.1])
+
+
+def test_the_commands(run_script, tmp_path):
+    def run(*given, code=0):
+        folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure", "result")]
+        done = run_script("performance_model.py", *folders, *given)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    assert "less than 0.5 times as many iterations" in run()
+    assert "less than 1 times" in run("--efficiency=0.5", "--batch_ratio=0.5")
+    names = {path.name for path in (tmp_path / "figure").iterdir()}
+    assert {"performance_model.pdf", "performance_model-f0.5-r0.5.png"} <= names
+    job = "-n", NAME, "--epochs=3", "--trials=2", "--small_batch=750", "--large_batch=1500"
+    printed = run(*job)
+    assert "4 trainings (0 of them done)" in printed
+    assert "2 trials" in printed
+    (path,) = (tmp_path / "result").glob("small-performance_model-*.csv")
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:  # 1500 samples: 2 steps an epoch, and 1
+        assert int(row["small_iterations"]) == -(-1500 // 750) * int(row["small_epochs"])
+        assert int(row["large_iterations"]) == -(-1500 // 1500) * int(row["large_epochs"])
+        assert float(row["ratio"]) == int(row["large_iterations"]) / int(row["small_iterations"])
+    assert [row["seed"] for row in rows] == ["0", "1"]
+    assert (tmp_path / "figure" / f"{path.stem}.png").stat().st_size > 5000
+    assert "In 2 of 2 trials SB or LB does not reach this accuracy." in run(*job, "--accuracy=99.9")
+    for value in ("0", "1.5", "nan"):
+        assert "--efficiency must be above 0 and at most 1" in run(f"--efficiency={value}", code=2)

@@ -1,0 +1,210 @@
+"""Lines and planes of weight space, each against another computation."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from large_batch import surface, surface_figures
+from large_batch.errors import UserError
+from large_batch.objective import Objective, flat_weights
+from large_batch.planes import Footing
+from large_batch.runner import path_point
+from large_batch.surface import (
+    Part,
+    Surface,
+    evaluate,
+    normalised,
+    parts,
+    principal,
+    random_plane,
+    steepest_plane,
+    through,
+)
+from large_batch.surface_figures import Panel
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Convolutions of each kind, one of them in a model within the model, and batch normalisation."""
+    inner = keras.Sequential([keras.Input((6, 6, 2)), keras.layers.DepthwiseConv2D(3, depth_multiplier=2)])
+    layers = [inner, keras.layers.BatchNormalization(), keras.layers.Conv2DTranspose(3, 2), keras.layers.Flatten()]
+    return keras.Sequential([keras.Input((6, 6, 2)), *layers, keras.layers.Dense(3)])
+
+
+def test_filter_normalisation_by_hand(network):
+    """Filter by filter, as the definitions of the layers name them."""
+    w = flat_weights(network) + 0.1
+    direction = RNG.normal(size=len(w))
+    model = keras.models.clone_model(network)
+
+    def arrays(vector):
+        offsets = np.cumsum([np.prod(v.shape) for v in model.trainable_variables])[:-1].astype(int)
+        return [
+            part.reshape(v.shape) for part, v in zip(np.split(vector, offsets), model.trainable_variables, strict=True)
+        ]
+
+    expected, ours = arrays(direction), arrays(w)
+    depthwise, _, gamma, _, transposed, _, dense, _ = range(8)
+    for kernel, filters in (
+        (depthwise, [np.s_[:, :, i, j] for i in range(2) for j in range(2)]),  # of input i, multiple j
+        (transposed, [np.s_[:, :, i, :] for i in range(3)]),
+        (dense, [np.s_[:, i] for i in range(3)]),
+    ):
+        for one in filters:
+            length = np.linalg.norm(expected[kernel][one])
+            expected[kernel][one] = expected[kernel][one] / length * np.linalg.norm(ours[kernel][one])
+    layout = parts(network)
+    for i in (gamma, *range(1, 8, 2)):
+        expected[i] = expected[i] * np.linalg.norm(ours[i]) / np.linalg.norm(expected[i])
+    kept = arrays(normalised(direction, w, layout, "filter", vectors=True))
+    for i, array in enumerate(kept):
+        np.testing.assert_allclose(array, expected[i], rtol=1e-12)
+    zeroed = arrays(normalised(direction, w, layout, "filter"))
+    for i, array in enumerate(zeroed):
+        np.testing.assert_array_equal(array, kept[i] if kept[i].ndim > 1 else 0)
+    by_layer = arrays(normalised(direction, w, layout, "layer"))
+    np.testing.assert_allclose(np.linalg.norm(by_layer[dense]), np.linalg.norm(ours[dense]))
+    np.testing.assert_allclose(
+        by_layer[dense] / by_layer[dense][0, 0], arrays(direction)[dense] / arrays(direction)[dense][0, 0]
+    )
+    np.testing.assert_array_equal(normalised(direction, w, layout, "none", vectors=True), direction)
+
+
+def test_rescaled_filters_are_drawn_alike():
+    """The point of Li et al.: ReLU networks whose weights differ and whose function does not have the same surface."""
+    layers = [keras.Input((8,)), keras.layers.Dense(5, "relu"), keras.layers.Dense(3)]
+    model = keras.Sequential(layers)
+    x, y = RNG.normal(size=(50, 8)).astype(np.float32), RNG.integers(0, 3, 50)
+    objective, w = Objective(model, x, y), flat_weights(model)
+    other = w.copy()
+    other[:40] *= 16  # the first kernel; its biases are 0
+    other[45:60] /= 16
+    there, here = (evaluate(objective, random_plane(model, v, seed=3), points=3).loss for v in (other, w))
+    np.testing.assert_allclose(there, here, rtol=1e-5)
+    plain = [
+        evaluate(objective, random_plane(model, v, seed=3, normalisation="none"), points=3).loss for v in (other, w)
+    ]
+    assert abs(plain[0] / plain[1] - 1).max() > 0.1
+
+
+def test_random_directions_are_a_function_of_the_seed(network):
+    w = flat_weights(network)
+    first, again, other = (random_plane(network, w, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.directions, again.directions)
+    assert first.directions.shape == (2, len(w))
+    different = [*first.directions, *other.directions]
+    assert all(abs(np.corrcoef(a, b)[0, 1]) < 0.5 for i, a in enumerate(different) for b in different[:i])
+    np.testing.assert_array_equal(random_plane(network, w, 1, seed=1).directions[0], first.directions[0])
+    np.testing.assert_array_equal(first.at((0, 0)), w)
+
+
+def test_a_plane_through_three_points_reproduces_the_line(digits):
+    """Of softmax regression on the real digits: at (alpha, 0) is what Figure 3 has at alpha."""
+    model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+    objective = Objective(model, digits.x_train, digits.y_train)
+    small, large, start = (RNG.normal(0, 0.1, 7850) for _ in range(3))
+    plane = through([small, large, start])
+    for mark, point in zip(plane.marks, (small, large, start), strict=True):
+        np.testing.assert_allclose(plane.at(mark), point, atol=1e-12)
+        np.testing.assert_allclose(plane.coordinates(point), mark, atol=1e-12)
+    a, b = plane.directions
+    assert a @ b == pytest.approx(0, abs=1e-9 * (a @ a))
+    assert b @ b == pytest.approx(a @ a) == pytest.approx(np.linalg.norm(small - large) ** 2)
+    line = evaluate(objective, through([small, large]), points=5, reach=0.5)
+    np.testing.assert_allclose(line.a, [-0.5, 0, 0.5, 1, 1.5])
+    for alpha, loss, accuracy in zip(line.a, line.loss[0], line.accuracy[0], strict=True):
+        expected = objective.evaluate(path_point("linear", alpha, small, large))
+        found = objective.evaluate(plane.at((alpha, 0)))
+        # The weights are equal but for rounding to float32, and the losses but for what that is worth.
+        assert loss == pytest.approx(expected.loss, rel=1e-6) == pytest.approx(found.loss, rel=1e-6)
+        assert abs(accuracy - expected.accuracy) <= 100 / len(digits.x_train)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_principal_components_are_those_of_sklearn(dimensions):
+    walk = np.cumsum(RNG.normal(size=(9, 300)), axis=0)
+    plane = principal(walk, dimensions)
+    known = PCA(dimensions).fit(walk)
+    np.testing.assert_allclose(plane.axis_values, 100 * known.explained_variance_ratio_)
+    signs = np.sign(np.sum(plane.directions * known.components_, axis=1))
+    np.testing.assert_allclose(plane.directions, signs[:, None] * known.components_, atol=1e-10)
+    projected = signs * known.transform(walk)
+    np.testing.assert_allclose(plane.marks, projected - projected[0], atol=1e-9)
+    assert (plane.marks[-1] >= 0).all()
+    np.testing.assert_allclose(plane.mixture @ walk, plane.directions, atol=1e-10)
+
+
+def test_the_surface_along_eigenvectors_is_a_parabola():
+    root = RNG.normal(size=(40, 40))
+    hessian, center = root @ root.T, RNG.normal(size=40)
+
+    def loss(w):
+        return float((w - center) @ hessian @ (w - center) / 2)
+
+    function = SimpleNamespace(
+        evaluate=lambda w: SimpleNamespace(loss=loss(w), accuracy=0.0), hessian_vector_product=lambda w, v: hessian @ v
+    )
+    plane, notes = steepest_plane(function, center), []
+    values = np.linalg.eigvalsh(hessian)[:-3:-1]
+    np.testing.assert_allclose(plane.axis_values, values, rtol=1e-3)
+    found = evaluate(function, plane, points=3, reach=2.0, report=notes.append)
+    expected = [[values @ np.square([x, y]) / 2 for x in (-2, 0, 2)] for y in (-2, 0, 2)]
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-3, atol=1e-9)
+    assert len(notes) == 9
+
+
+def test_grids():
+    square = through([np.zeros(3), np.array([2.0, 0, 0]), np.array([0, 1.0, 0])])
+    np.testing.assert_allclose(square.marks, [[0, 0], [1, 0], [0, 0.5]])
+    a, b = square.axes(3, reach=0.25)
+    np.testing.assert_allclose(a, [-0.25, 0.5, 1.25])
+    np.testing.assert_allclose(b, [0.25 - 0.375, 0.25, 0.25 + 0.375])
+    thin = through([np.zeros(3), np.array([2.0, 0, 0]), np.array([0, 0.01, 0])])
+    assert np.ptp(thin.axes(3, 0.0)[1]) == pytest.approx(0.5), "else nothing would be seen"
+
+
+def test_states_are_mixed_like_the_weights():
+    points = [RNG.normal(size=5) for _ in range(3)]
+    states = [[RNG.normal(size=2).astype(np.float32), np.array([7], np.uint32)] for _ in points]
+    footing = Footing(through(points), states)
+    for mark, (mean, number) in zip(footing.plane.marks, states, strict=True):
+        _, (found, kept) = footing.at(mark)
+        np.testing.assert_allclose(found, mean, rtol=1e-5)
+        assert (found.dtype, kept.dtype, kept[0]) == (np.float32, np.uint32, number[0])
+    np.testing.assert_allclose(footing.at((0.25, 0))[1][0], 0.75 * states[0][0] + 0.25 * states[1][0], rtol=1e-5)
+    assert Footing(principal(points, 1), [[], [], []]).at((0.5,))[1] == []
+
+
+def test_mistakes(network):
+    w = flat_weights(network)
+    for points in ([w], [w] * 4):
+        with pytest.raises(UserError, match="A line goes through 2 points and a plane through 3"):
+            through(points)
+    with pytest.raises(UserError, match="do not determine a line"):
+        through([w, w])
+    with pytest.raises(UserError, match="do not determine a plane"):
+        through([w, w + 1, w + 3])
+    with pytest.raises(UserError, match="2 points do not have 2 principal components"):
+        principal([w, w + 1])
+    with pytest.raises(UserError, match="3 points do not have 2 principal components"):
+        principal([w, w + 1, w + 3])
+    with pytest.raises(UserError, match="no normalisation 'Filter'; choose one of filter, layer, none"):
+        random_plane(network, w, normalisation="Filter")
+    with pytest.raises(UserError, match="The model has 6 trainable weights, the vector given has 5"):
+        normalised(np.ones(5), np.ones(5), [Part((2, 3), (-1,))])
+
+
+def test_figures_of_losses_that_are_no_numbers():
+    values = np.array([[np.inf, 1.0, 0.0], [np.nan, 2.0, 1e-9]])
+    found = Surface(np.arange(3.0), np.arange(2.0), values, np.full((2, 3), 50.0), np.zeros((1, 2)), np.array([]))
+    line = Surface(np.arange(3.0), np.zeros(1), values[:1], values[:1], np.zeros((1, 1)), np.array([]))
+    panels = [Panel("one", found), Panel("other", found, marks=("here",))]
+    for figure in (surface_figures.contours(panels), surface_figures.views(panels[:1])):
+        figure.draw_without_rendering()
+    surface_figures.lines([Panel("line", line)]).draw_without_rendering()
+    assert surface.NORMALISATIONS[0] == "filter"
