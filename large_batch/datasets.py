@@ -164,9 +164,9 @@ def _from_kaldi(path: Path, kind: Kind) -> DataSet:
     return replace(data, digest=digest, source=source, frames=found.frames)
 
 
-def _from_published(path: Path, read: Callable[[], Arrays], kind: Kind) -> DataSet:
+def _from_published(path: Path, read: Callable[[], tuple[np.ndarray, ...]], kind: Kind) -> DataSet:
     try:
-        return _data_set(read(), kind, f"file {path}")
+        return _data_set(Arrays(*read()), kind, f"file {path}")
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes the libraries raise nearly anything

@@ -99,9 +99,10 @@ def statistics_policies(alphas: list[float], curves: dict[str, list], title: str
     `parametric_plot`, by policy; where the loss is not finite there is a gap."""
     figure = Figure(figsize=(7.2, 7.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    for (policy, points), color in zip(curves.items(), (ACCURACY, LOSS, GROWING), strict=False):
+    styles = (ACCURACY, 1.6), (LOSS_MUTED, 4.0), (GROWING, 1.6)  # the second and third hardly differ
+    for (policy, points), (color, width) in zip(curves.items(), styles, strict=False):
         for half, line in (("train", "-"), ("test", "--")):
-            style = dict(color=color, lw=1.6, label=f"{policy}, {half}")
+            style = dict(color=color, lw=width, label=f"{policy}, {half}")
             above.plot(alphas, [getattr(point, f"{half}_loss") for point in points], line, **style)
             below.plot(alphas, [getattr(point, f"{half}_accuracy") for point in points], line, **style)
     above.set_ylabel("Cross Entropy")
@@ -211,6 +212,27 @@ def batch_size_sweep(rows: list, threshold: Breakpoint | None, title: str) -> Fi
     left.set_title(title)
     _grid(left)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def fine_tuning(rows: list, published: dict[int, float], title: str) -> Figure:
+    """Draw the test accuracy (percent) against the batch size, beside the published one, where `published` has any.
+    `rows` have `batch_size` and `test_accuracy`, of one trial or several."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    sizes = sorted({row.batch_size for row in rows})
+    _with_trials(axes, sizes, rows, lambda row: row.test_accuracy, color=LOSS, fmt="-o", label="here")
+    if published:
+        axes.plot(list(published), list(published.values()), "-s", color=LOSS_MUTED, lw=3, label="published")
+    ticks = sorted({*sizes, *published})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("Batch Size")
+    axes.set_ylabel("Validation Accuracy (%)")
+    axes.set_title(title)
+    _grid(axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -95,6 +95,7 @@ class TrainingLoop:
             self.optimizer.build(self.model.trainable_variables)
         self._fresh = [float(np.ravel(variable)[0]) for variable in self.optimizer.variables]  # all elements are equal
         self._cycle = getattr(chosen, "cycle", None)
+        self._rate = chosen.rate if getattr(chosen, "cosine", 0) else None
         self._remedies = [remedies.make(text) for text in recipe.remedies]
         self.x = tf.constant(data.x_train)
         self.y = tf.constant(data.y_train.astype(np.int32))
@@ -137,6 +138,8 @@ class TrainingLoop:
         Raises `DivergedError`.
         """
         self._follow()
+        if self._rate:
+            self.optimizer.learning_rate = self._rate(self.epoch)
         began, at = time.monotonic(), self.state
         samples, batch = len(self.data.x_train), self.recipe.batch_size_in(self.epoch)
         step, steps = at.seen // batch, -(-samples // batch)
