@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from large_batch import cli, store
+from large_batch import cli, files
 from large_batch.cli import setting
 from large_batch.errors import UserError
 
@@ -166,11 +166,12 @@ def main(settings: Settings) -> None:
         return
     from large_batch import figures
 
-    store.check_writable(settings.figure_dir)
+    files.check_writable(settings.figure_dir)
     print(bound(settings.batch_ratio, settings.efficiency))
     name = "-".join(["performance_model", *settings.words(Settings())])
     drawn = figures.performance_model(settings.batch_ratio, settings.efficiency, title="When large batches are faster")
-    print("Figures:", ", ".join(map(str, figures.save(drawn, Path(settings.figure_dir) / name))))
+    files.write_all(pictures := figures.drawn(drawn, Path(settings.figure_dir) / name))
+    print("Figures:", ", ".join(map(str, pictures)))
 
 
 if __name__ == "__main__":

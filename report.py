@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from large_batch import cli, ledger, paper, store
+from large_batch import cli, files, ledger, paper
 from large_batch.cli import setting
 from large_batch.ledger import NOT_RUN, Line, Result
 
@@ -157,10 +157,9 @@ def main(settings: Settings) -> None:
     """Read the results and write the text and the page."""
     report, folder = Path(settings.report), Path(settings.figure_dir)
     markdown_text = text(ledger.read(Path(settings.result_dir), folder), report)
-    for path, content in ((report, markdown_text), (folder / "report.html", page(markdown_text, report))):
-        with store.writing(path) as temporary:
-            temporary.write_text(content)
-        print(path)
+    pages = {report: markdown_text.encode(), folder / "report.html": page(markdown_text, report).encode()}
+    files.write_all(pages)
+    print(*pages, sep="\n")
 
 
 if __name__ == "__main__":
