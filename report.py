@@ -7,6 +7,9 @@ Reads results/ and Figures/ only and writes REPORT.md and Figures/report.html, w
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 import base64
 import re
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from large_batch import files, store
+from large_batch import files
 from large_batch.backend import keras, tf
 from large_batch.errors import BusyError, MachineError, UserError
 
@@ -173,7 +173,7 @@ def choose(name: str) -> Replicas:
 
 def _several_machines(machines: int) -> Replicas:
     """Join the cluster. No Python runs during the wait for others, so signals must end the process themselves."""
-    store.log.warning(
+    files.log.warning(
         "Waiting for all %d workers of TF_CONFIG; without them this process ends after %d seconds.",
         machines,
         START_SECONDS,

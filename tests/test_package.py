@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, run_python
 
 FLOORS = {  # from the ground up, as in docs/design.md; a module imports from its own floor and from lower ones
-    "ground": "archives backend dataset_sources datasets distribution errors named store timit",
+    "ground": "archives backend ctrl_c dataset_sources datasets distribution errors files named store timit",
     "mathematics": "functions hessian layers losses models networks objective objectives optimizers remedies samples "
     "sharpness_metric spectrum statistics subspace surface tracking training",
     "kept results": "measurements minimizers planes spectra",
