@@ -14,6 +14,9 @@ otherwise. Each measurement is kept and reused, and several processes with one -
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import logging
 import math
 import os
@@ -258,6 +259,7 @@ def _listed(part: dataclasses.Field, text: str, kind: type) -> tuple:
 
 def run(main: Callable[[Any], None], settings: type, description: str) -> None:
     """Parse the command line, run `main` and exit: 0, 2 after a user's mistake, 1 when the machine fails."""
+    _mend_streams()
     os.environ["MPLBACKEND"] = "agg"  # figures are files only, and a backend that does not exist stops the import
     define_flags(settings)
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", module_name="Help")
@@ -265,11 +267,12 @@ def run(main: Callable[[Any], None], settings: type, description: str) -> None:
         if unexpected := _parse()[1:]:
             raise UserError(f"Unexpected argument '{unexpected[0]}'; every setting is a --flag (see --help).")
         if FLAGS.help:
-            print(_help(description))
+            print(_help(description), flush=True)
         else:
             with signals_raised():
                 _show_log()
                 main(read(settings))
+            sys.stdout.flush()  # here, where it can still be said that it failed
     except UserError as error:
         _exit(2, f"Error: {error}")
     except MachineError as error:
@@ -320,8 +323,27 @@ def _show_log() -> None:
     store.log.propagate = False
 
 
+def _mend_streams() -> None:
+    """Let what is printed go nowhere where a stream is closed, and spell out characters that its encoding lacks."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which no other file shall have
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w"))
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _exit(code: int, message: str) -> None:
-    print(" ".join(message.splitlines()), file=sys.stderr)  # what libraries say may have line breaks
+    for stream, text in ((sys.stdout, ""), (sys.stderr, " ".join(message.splitlines()) + "\n")):  # of a library's lines
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:  # a full disk, or nobody reads; Python shall not fail over it again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 

@@ -17,8 +17,8 @@ def spectral_densities(densities: dict[str, dict[str, Density]], title: str) -> 
     """Draw the spectrum of the Hessian at each minimizer, a row for the whole network (named "") and for each layer.
 
     Left the density, with bells of one width for all of a row, on a logarithmic scale; right how many eigenvalues are
-    above a value, both axes logarithmic; dotted, how many are below minus this value. The bands are two standard
-    errors over the random vectors. `densities` are by layer, then by the minimizers' labels.
+    above a value, both axes logarithmic; dotted, how many are below minus this value. The bands are two standard errors
+    over the random vectors. `densities` are by layer, then by the minimizers' labels.
     """
     figure = Figure(figsize=(10, 0.6 + 3.6 * len(densities)), layout="constrained")
     rows = figure.subplots(len(densities), 2, squeeze=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from large_batch import store
+from large_batch import files
 from large_batch.backend import keras, tf
 from large_batch.errors import BusyError, MachineError, UserError
 
@@ -112,7 +112,7 @@ class Replicas:
 
     @contextmanager
     def lock(self, path: str | Path, wait: bool = True) -> Iterator[None]:
-        """Hold `store.lock`, which the chief takes for all machines; raises `UserError` if they do not do the same."""
+        """Hold `files.lock`, which the chief takes for all machines; raises `UserError` if they do not do the same."""
         if not self._equal(zlib.crc32(Path(path).name.encode())):
             raise UserError(
                 "The workers of TF_CONFIG were started with different settings; give all of them the same command."
@@ -121,7 +121,7 @@ class Replicas:
             busy = None
             if self.chief:
                 try:
-                    held.enter_context(store.lock(path, wait))
+                    held.enter_context(files.lock(path, wait))
                 except BusyError as error:
                     busy = error
             if self.broadcast(busy is not None):
@@ -173,7 +173,7 @@ def choose(name: str) -> Replicas:
 
 def _several_machines(machines: int) -> Replicas:
     """Join the cluster. No Python runs during the wait for others, so signals must end the process themselves."""
-    store.log.warning(
+    files.log.warning(
         "Waiting for all %d workers of TF_CONFIG; without them this process ends after %d seconds.",
         machines,
         START_SECONDS,
@@ -232,5 +232,5 @@ def _workers() -> list[str]:
         if mine not in addresses or not all(re.fullmatch(r".+:\d+", address) for address in addresses):
             raise ValueError
         return addresses
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"TF_CONFIG does not say which worker of which cluster this is; {TF_CONFIG_HELP}.") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import io
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from large_batch import datasets, distribution, figures, optimizers, paper, remedies, store, tables
+import numpy as np
+
+from large_batch import datasets, distribution, figures, files, optimizers, paper, remedies, store, tables
 from large_batch.claims import Claim
 from large_batch.cli import RepeatedSettings, Settings
 from large_batch.datasets import DataSet
@@ -76,14 +78,17 @@ class Experiment:
         if settings.definition not in network.definitions:
             raise UserError(f"There is no definition '{settings.definition}' of {network.name}.")
         folders = [settings.figure_dir] if figures else []
-        store.check_writable(*folders, settings.result_dir, settings.run_dir)
+        files.check_writable(*folders, settings.result_dir, settings.run_dir)
         if not (name := settings.dataset or network.dataset):
             raise UserError(f"Name the data set of {network.name}: --dataset=my_data.npz, mnist, cifar10, ...")
         data = datasets.load(name, settings.data_dir).reshape_to(network.input_shape)
         samples = len(data.x_train)
         usual = type(settings)().resolve(network, samples)
         minimizers = Minimizers(network, data, settings.run_dir, replicas)
-        return cls(settings.resolve(network, samples), usual, minimizers, origin)
+        experiment = cls(settings.resolve(network, samples), usual, minimizers, origin)
+        longest = f"{experiment.name('training_curves')}-sharpness.png"  # of any script
+        files.check_writable(*folders, settings.result_dir, name=longest)
+        return experiment
 
     @property
     def network(self) -> Network:
@@ -239,8 +244,13 @@ class Experiment:
         own = [self.problem.architecture] if self.network.own else []
         if self.data.name != self.network.dataset or not self.known_data:
             own.append(self.data.name if self.known_data else f"{self.data.name}-{self.data.digest[:8]}")
-        words = [self.network.name, kind, *own, *map(shortened, self.settings.words(self.usual))]
-        return "-".join(word for word in words if word)
+        words = [
+            self.network.name,
+            kind,
+            *own,
+            *(files.shortened(word, 60) for word in self.settings.words(self.usual)),
+        ]
+        return files.shortened("-".join(word for word in words if word), store.LONGEST_NAME)
 
     def title(self, what: str, sharpness: bool = True) -> str:
         """Return a heading of two lines for a figure or table, with or without sharpness in it."""
@@ -317,23 +327,24 @@ class Experiment:
         summary: dict[str, Any],
         drawn: dict[str, Any],
         more: dict[str, list] | None = None,
+        arrays: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """Write rows as .csv, a summary with all settings as .json, and figures; print where they are."""
-        name = self.name(kind)
-        result = Path(self.settings.result_dir) / name
-        for suffix, table in {"": rows, **(more or {})}.items():
-            if table:
-                store.write_csv(result.with_name(f"{name}{suffix}.csv"), table)
+        """Write rows as .csv, arrays as .npz, a summary with all settings as .json, and figures; print where."""
+        figure_stem, result = (
+            f"{Path(folder) / self.name(kind)}" for folder in (self.settings.figure_dir, self.settings.result_dir)
+        )
         content = {"problem": self.problem, "settings": self.settings, "data_source": self.data.source, **summary}
         content["provenance"] = self.origin.after(time.monotonic() - self.began)
-        store.write_json(result.with_name(f"{name}.json"), content)
-        written: list[Path] = []
-        for suffix, figure in drawn.items():
-            written += figures.save(figure, Path(self.settings.figure_dir) / f"{name}{suffix}")
-        shown = f"Figures: {', '.join(map(str, written))}; numbers" if written else "Numbers"
+        pictures, numbers = {}, {}
+        for part, figure in drawn.items():
+            pictures |= figures.drawn(figure, f"{figure_stem}{part}")
+        for part, table in {"": rows, **(more or {})}.items():
+            if table:
+                numbers[f"{result}{part}.csv"] = store.csv_bytes(table)
+        if arrays:
+            np.savez(packed := io.BytesIO(), **arrays)
+            numbers[f"{result}.npz"] = packed.getvalue()
+        # All or nothing, and the .json last: who finds it finds the others.
+        files.write_all({**pictures, **numbers, f"{result}.json": store.json_bytes(content)})
+        shown = f"Figures: {', '.join(map(str, pictures))}; numbers" if pictures else "Numbers"
         print(f"\n{shown}: {result}.json" + (f", {result}.csv" if rows else ""))
-
-
-def shortened(text: str) -> str:
-    """Return a part of a file's name, the end of a long one replaced by its digest."""
-    return text if len(text) <= 60 else f"{text[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
 
-from large_batch import store
 from large_batch.breakpoints import Breakpoint
 from large_batch.paper import EPSILONS, CurvePoint
 
@@ -30,17 +29,15 @@ MEASURE_TITLES = {
 }
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write the figure as `<stem>.pdf` and `<stem>.png`; return the paths."""
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    for path in paths:
-        drawn = io.BytesIO()  # in memory first, since on a full disk matplotlib raises errors of its own
+def drawn(figure: Figure, stem: str | Path) -> dict[Path, bytes]:
+    """Return what the files `<stem>.pdf` and `<stem>.png` of the figure hold."""
+    contents = {}
+    for kind in ("pdf", "png"):
+        content = io.BytesIO()
         # No date inside, so that the same curves give the same file.
-        metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-        figure.savefig(drawn, dpi=150, format=path.suffix[1:], metadata=metadata)
-        with store.writing(path) as temporary:
-            temporary.write_bytes(drawn.getvalue())
-    return paths
+        figure.savefig(content, dpi=150, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
+        contents[Path(f"{stem}.{kind}")] = content.getvalue()
+    return contents
 
 
 def parametric_plot(

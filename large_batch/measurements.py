@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, get_type_hints
 
 import numpy as np
 
-from large_batch import store
+from large_batch import files, store
 from large_batch.distribution import Replicas
 from large_batch.hessian import PASSES
 from large_batch.networks import STATISTICS, Problem
@@ -294,9 +294,7 @@ def stored(run_dir: str | Path, request: Request) -> Measured | None:
     """Return the measurement if `run_dir` has it whole; raises `UserError` where it is of another version."""
     path = _path(run_dir, request)
     kept = store.read_record(path)
-    # What a request says today and did not say when it was measured had its default then.
-    defaults = {field.name: field.default for field in dataclasses.fields(request)}
-    if kept is None or defaults | kept.get("measurement", {}) != dataclasses.asdict(request):
+    if kept is None or not store.describes(kept.get("measurement"), request):
         return None
     with store.reading(path, "move it away"):
         return Measured(
@@ -330,7 +328,7 @@ def load_or_compute(
         if replicas.agreed(found is not None, path):
             return found
         if replicas.chief and path.exists():
-            store.set_aside(path, "is damaged or holds another measurement")
+            files.set_aside(path, "is damaged or holds another measurement")
         began = time.monotonic()
         result = compute()
         measured = Measured(request, result, origin.after(time.monotonic() - began))

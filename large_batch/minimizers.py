@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from large_batch import distribution, layers, store, tracking
+from large_batch import distribution, files, layers, store, tracking
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
@@ -25,11 +25,12 @@ from large_batch.models import point_of, read_weights, write_weights
 from large_batch.networks import Network
 from large_batch.objective import Objective
 from large_batch.recipes import Recipe
+from large_batch.store import RECIPE
 from large_batch.tracking import Tracked
 from large_batch.training import DivergedError, Epoch, TrainingLoop, TrainingState
 
 START = "start.weights.h5"
-RESULT = ("minimizer.weights.h5", START, "history.csv", "provenance.json")
+RESULT = (RECIPE, "minimizer.weights.h5", START, "history.csv", "provenance.json")
 TRACKED = "tracked.csv"
 CHECKPOINTS = "checkpoint-*.npz"
 KEPT_CHECKPOINTS = 2
@@ -69,8 +70,8 @@ class Minimizers:
     replicas: Replicas = ALONE
 
     def folder(self, recipe: Recipe) -> store.Folder:
-        """Return the recipe's folder."""
-        return store.Folder(store.folder(self.run_dir, recipe))
+        """Return the recipe's folder; raises `UserError` where it holds the run of another one."""
+        return store.opened(self.run_dir, recipe)
 
     def build(self, recipe: Recipe) -> keras.Model:
         """Return the recipe's network, in float32, at the starting point of its seed."""
@@ -186,7 +187,7 @@ class Minimizers:
             if replicas.chief:
                 self._tidy(recipe, folder, retrain)
             replicas.barrier()
-            begun = folder.whole(START)
+            begun = folder.whole(RECIPE, START)
             found = self.stored(recipe)
             if replicas.agreed(found is not None, folder.path):
                 return found
@@ -204,13 +205,14 @@ class Minimizers:
 
     def _tidy(self, recipe: Recipe, folder: store.Folder, retrain: bool) -> None:
         """Clear away what is damaged or left over, and make room for a new training."""
-        folder.set_aside_damaged()
+        folder.tidy()
         folder.sweep(CHECKPOINTS)
         if retrain or not folder.sums():
-            store.check_space(folder.path.parent, BYTES_A_WEIGHT * self.build(recipe).count_params())
-        if retrain and folder.whole(*RESULT):
-            shutil.rmtree(_backup(folder), ignore_errors=True)
-            folder.path.rename(_backup(folder))
+            files.check_space(folder.path.parent, BYTES_A_WEIGHT * self.build(recipe).count_params())
+        if folder.whole(*RESULT):
+            folder.forget()
+            if retrain:
+                folder.retire()
         elif retrain:
             folder.seal(dropping=[*_checkpoints(folder), START])
         if not folder.path.exists():
@@ -267,7 +269,7 @@ class Minimizers:
             origin = _provenance(loop, origin)
             if replicas.chief:
                 _write_result(loop, folder, origin)
-                shutil.rmtree(_backup(folder), ignore_errors=True)
+                folder.forget()
             if signals.first:
                 raise Interrupted(signals.first, f"The minimizer is kept in {folder.path}.")
         end = point_of(loop.model)
@@ -286,12 +288,12 @@ class Minimizers:
     def _begin(self, loop: TrainingLoop, folder: store.Folder) -> None:
         """Restore the last kept state, if there is one; else keep the start, that of the seed or the warm one."""
         recipe, replicas = loop.recipe, loop.replicas
-        if replicas.chief and not folder.whole(START):
+        if replicas.chief and not folder.whole(RECIPE, START):
             if warm := recipe.warm_start:
                 read_weights(loop.model, self.folder(warm).path / "minimizer.weights.h5")
-            store.write_json(folder.path / "recipe.json", recipe)
+            store.write_json(folder.path / RECIPE, recipe)
             write_weights(loop.model, folder.path / START)
-            folder.seal("recipe.json", START)
+            folder.seal(RECIPE, START)
         replicas.barrier()
         read_weights(loop.model, folder.path / START)
         if checkpoints := _checkpoints(folder):
@@ -314,11 +316,6 @@ def _tested(history: list[Epoch]) -> bool:
 def _checkpoints(folder: store.Folder) -> list[str]:
     """Return the names of the whole checkpoints, the latest last."""
     return [name for name in sorted(folder.sums()) if fnmatch(name, CHECKPOINTS) and folder.whole(name)]
-
-
-def _backup(folder: store.Folder) -> Path:
-    """Where the minimizer stays that is being trained anew, until there is a new one."""
-    return folder.path.with_name(f"{folder.path.name}.before-retraining")
 
 
 def _add_origin(loop: TrainingLoop, origin: store.Provenance) -> None:
@@ -354,13 +351,17 @@ def _keep_iterate(
     loop: TrainingLoop, folder: store.Folder, other: store.Folder, recipe: Recipe, origin: store.Provenance
 ) -> None:
     """Store the present state as the minimizer of a recipe that ends here, in another folder."""
-    with suppress(BusyError), store.lock(other.path, wait=False):  # who holds it stores the same
-        other.set_aside_damaged()
-        store.write_json(other.path / "recipe.json", recipe)
-        with store.writing(other.path / START) as temporary:
-            shutil.copyfile(folder.path / START, temporary)
-        other.seal("recipe.json", START)
-        _write_result(loop, other, _provenance(loop, origin))
+    with suppress(BusyError), files.lock(other.path, wait=False):  # who holds it stores the same
+        other.tidy()
+        if other.whole(*RESULT):
+            other.forget()
+        if other.before.exists():
+            return  # it is being trained anew by itself
+        with other.replacing() as new:
+            store.write_json(new.path / RECIPE, recipe)
+            shutil.copyfile(folder.path / START, new.path / START)
+            new.seal(RECIPE, START)
+            _write_result(loop, new, _provenance(loop, origin))
 
 
 def _save(loop: TrainingLoop, folder: store.Folder) -> None:

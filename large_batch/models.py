@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from large_batch import store
+from large_batch import files
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError, first_line
 from large_batch.functions import Point
@@ -150,8 +150,8 @@ def point_of(model: keras.Model) -> Point:
 
 def write_weights(model: keras.Model, path: str | Path) -> None:
     """Write the model's weights as a Keras `.weights.h5` file, whole or not at all."""
-    with store.writing(path) as temporary:
-        store.check_space(temporary.parent, 4 * model.count_params() + 2**18)  # HDF5 may crash where a disk is full
+    with files.writing(path) as temporary:
+        files.check_space(temporary.parent, 4 * model.count_params() + 2**18)  # HDF5 may crash where a disk is full
         model.save_weights(temporary)
 
 

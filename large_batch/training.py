@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from large_batch import distribution, layers, optimizers, remedies, store
+from large_batch import distribution, files, layers, optimizers, remedies, store
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
@@ -284,7 +284,7 @@ class TrainingLoop:
     def save(self, path: Path) -> None:
         """Write the whole state."""
         arrays = {f"variable_{i:03}": np.asarray(variable) for i, variable in enumerate(self._variables())}
-        with store.writing(path) as temporary:
+        with files.writing(path) as temporary:
             np.savez(temporary, position=str(self.state), **arrays)
 
     def restore(self, path: Path) -> None:

@@ -56,7 +56,7 @@ class Case:
     begun: bool = False  # the mistake shows after the line that says what there is to do
 
     def __str__(self) -> str:
-        settings = " ".join(f"{name}={value}" for name, value in self.environment.items())
+        settings = " ".join(f"{name}={value}"[:40] for name, value in self.environment.items())
         words = [settings, self.script.split("_")[0].removesuffix(".py"), self.arguments, self.about]
         return " ".join(word for word in words if word)[:100]
 
@@ -278,7 +278,15 @@ MACHINES = [
     Case(
         PLOT, DIGITS, "TF_CONFIG does not say which worker", environment={"TF_CONFIG": '{"cluster": {"worker": [1]}}'}
     ),
-    Case(SHARPNESS, DIGITS, "TF_CONFIG does not say which worker", environment={"TF_CONFIG": "host0,host1"}),
+    *(
+        Case(SHARPNESS, DIGITS, "TF_CONFIG does not say which worker", environment={"TF_CONFIG": config}, about=about)
+        for about, config in {
+            "text": "host0,host1",
+            "nested": "[" * 100_000,
+            "infinite": '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": Infinity}}',
+            "a list": '{"cluster": ["a:1", "b:1"], "task": {"type": "worker", "index": 0}}',
+        }.items()
+    ),
 ]
 ENVIRONMENT = [
     Case(PLOT, "-n C5", "no network", environment={"MPLBACKEND": "nonsense", "TF_CPP_MIN_LOG_LEVEL": "x"}, fresh=True),

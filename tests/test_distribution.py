@@ -10,7 +10,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as some
 
-from large_batch import distribution, store
+from large_batch import distribution, files
 from large_batch.backend import tf
 from large_batch.errors import BusyError, MachineError, UserError
 
@@ -293,7 +293,7 @@ def test_no_cluster(monkeypatch):
 
 
 def test_one_process_holds_its_own_lock(tmp_path):
-    with distribution.ALONE.lock(tmp_path / "x"), pytest.raises(BusyError), store.lock(tmp_path / "x", wait=False):
+    with distribution.ALONE.lock(tmp_path / "x"), pytest.raises(BusyError), files.lock(tmp_path / "x", wait=False):
         pass
 
 

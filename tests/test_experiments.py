@@ -12,10 +12,10 @@ import training_curves
 import warmstart
 from batch_size_sweep import Settings as SweepSettings
 from batch_size_sweep import default_sizes
-from large_batch import figures, paper, store
+from large_batch import figures, files, paper, store
 from large_batch.breakpoints import Breakpoint
 from large_batch.errors import UserError
-from large_batch.experiment import Experiment, shortened
+from large_batch.experiment import Experiment
 from large_batch.measurements import Evaluated, EvaluationRequest, Measured, SharpnessRequest, Solution
 from large_batch.minimizers import RESULT
 from large_batch.runner import duration
@@ -128,7 +128,7 @@ def test_batch_size_sweep_shared_with_another_process(run, tmp_path):
     others = only(tmp_path / "run", "small-digits-b1500-e1-s0-*")
     aside = others.rename(tmp_path / "aside")
     job = *sweep, "--batch_sizes=1500,600,750,1000,600,1250"
-    with store.lock(others):  # as if another process trained it
+    with files.lock(others):  # as if another process trained it
         printed = run(*job, "--nowait")
     assert printed.startswith("5 trainings (0 of them done), 15 measurements (0 of them done).\n")
     assert f"{others} is in the hands of process " in printed
@@ -355,10 +355,3 @@ def test_batch_sizes():
 )
 def test_durations(seconds, words):
     assert duration(seconds) == words
-
-
-def test_long_names_are_shortened_and_told_apart():
-    assert shortened("b64-128") == "b64-128"
-    long, other = shortened("b" + "64-" * 50 + "1"), shortened("b" + "64-" * 50 + "2")
-    assert len(long) < 60
-    assert long != other

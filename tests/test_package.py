@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT, run_python
 
 FLOORS = {  # from the ground up, as in docs/design.md; a module imports from its own floor and from lower ones
-    "ground": "archives backend dataset_sources datasets distribution errors named store timit",
-    "mathematics": "functions hessian layers losses models networks objective objectives optimizers recipes remedies samples "
-    "sharpness_metric spectrum statistics subspace surface tracking training",
+    "ground": "archives backend ctrl_c dataset_sources datasets distribution errors files named store timit",
+    "mathematics": "functions hessian layers losses models networks objective objectives optimizers recipes remedies "
+    "samples sharpness_metric spectrum statistics subspace surface tracking training",
     "kept results": "measurements minimizers planes spectra",
     "commands": "breakpoints claims cli correlations curvature_figures experiment figures ledger paper runner "
     "surface_figures tables",

@@ -8,7 +8,7 @@ import quick
 import small_network
 from quick import run_code
 
-from large_batch import paper, runner, store
+from large_batch import files, paper, runner, store
 from large_batch.errors import BusyError
 from large_batch.layers import pixels
 from large_batch.measurements import EvaluationRequest, SharpnessRequest
@@ -144,7 +144,7 @@ def test_what_another_process_trains_is_left_for_last(make, digits, monkeypatch)
 
     monkeypatch.setattr(Minimizers, "train", noted)
     with ExitStack() as another:
-        another.enter_context(store.lock(found.folder(small).path))
+        another.enter_context(files.lock(found.folder(small).path))
         with pytest.raises(BusyError, match="quick-digits-b750-e2-s0"):
             make(wait=False).run([small, warm, large])
         assert [found.is_stored(each) for each in (small.at_epoch(1), small, warm, large)] == [
@@ -184,7 +184,7 @@ AT_ONCE = """
 import json, os
 from pathlib import Path
 import forked
-from large_batch import store
+from large_batch import files
 
 command, shared, held = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 replace, written = os.replace, os.open(shared / "written", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -202,7 +202,7 @@ def job(root, *flags):
 
 done = forked.results([job(shared)] * 4)
 (trained,) = shared.glob("run/small-digits-b750-e1-s0-*")
-with store.lock(held / "run" / trained.name):
+with files.lock(held / "run" / trained.name):
     done += forked.results([job(held, "--nowait")])
 print(json.dumps(done))
 """
