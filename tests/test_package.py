@@ -17,7 +17,7 @@ FLOORS = {  # from the ground up, as in docs/design.md; a module imports from it
     "sharpness_metric spectrum statistics subspace surface tracking training",
     "kept results": "measurements minimizers planes spectra",
     "commands": "breakpoints claims cli curvature_figures experiment figures ledger paper runner "
-    "surface_figures tables",
+    "scalars surface_figures tables",
 }
 FLOORS = {floor: set(modules.split()) for floor, modules in FLOORS.items()}
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "large_batch").glob("*.py"))}
@@ -156,16 +156,21 @@ def test_a_wheel_holds_the_package_and_the_zoo_only(wheel):
     assert {"large_batch/py.typed", "large_batch/original_figures/C1.csv"} <= files
 
 
-def test_a_wheel_stands_alone(wheel, tmp_path):
-    with zipfile.ZipFile(wheel) as content:
-        content.extractall(tmp_path)
+def test_an_installed_wheel_plots_over_the_original_curves(wheel, tmp_path):
+    where = ["--target", tmp_path / "site"]
+    done = run_python("-m", "pip", "install", "--no-deps", "--no-index", "--disable-pip-version-check", *where, wheel)
+    assert done.returncode == 0, done.stderr
     code = f"""
 import sys
-sys.path[:0] = [{str(tmp_path)!r}]
-from large_batch import __file__, __version__, paper
+from pathlib import Path
+sys.path[:0] = [{str(tmp_path / "site")!r}]
+from large_batch import __file__, __version__, figures, paper
 assert __file__.startswith({str(tmp_path)!r})
 assert __version__ in {wheel.name!r}
-assert len(paper.original_curve("C1")) == 25
+curve = paper.original_curve("C1")
+figures.save(figures.parametric_plot([], [], curve, "C1", "path"), Path("C1"))
+assert len(curve) == 25
 """
     done = run_python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "C1.png").stat().st_size > 5000
