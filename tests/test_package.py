@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import zipfile
 
 import pytest
 from conftest import ROOT, run_python
+
+import campaign
 
 FLOORS = {  # from the ground up, as in docs/design.md; a module imports from its own floor and from lower ones
     "ground": "archives backend dataset_sources datasets distribution errors named store timit",
@@ -126,6 +129,31 @@ assert all(map(callable, (Objective, RandomSubspace, curvature, sharpness)))
 """
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+READ = """
+import importlib, json, sys
+from large_batch import cli
+settings = importlib.import_module(sys.argv[1]).Settings
+cli.define_flags(settings)
+for arguments in json.loads(sys.argv[2]):
+    cli.FLAGS(["script", *arguments])
+    cli.read(settings)
+"""
+
+
+def test_the_commands_in_the_documents_have_the_flags_they_use():
+    places = [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "results" / "README.md", *SCRIPTS]
+    texts = [*(path.read_text() for path in places if path.name != "campaign.py"), *campaign.COMMANDS]
+    found = {}
+    for words in re.findall(r"\b\w+\.py(?: +[^\s`|#(){}\"]+)+", "\n".join(texts)):
+        script, *arguments = words.rstrip(".,").split()
+        if (ROOT / script).exists() and arguments[0].startswith("-"):
+            found.setdefault(script.removesuffix(".py"), []).append(arguments)
+    assert len(found) > 8
+    for script, commands in found.items():
+        done = run_python("-c", READ, script, json.dumps(commands))
+        assert done.returncode == 0, (script, commands, done.stderr)
 
 
 @pytest.fixture(scope="module")
