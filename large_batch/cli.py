@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from typing import Any, get_args, get_type_hints
 
 from absl import flags
 
-from large_batch import store
-from large_batch.errors import Interrupted, MachineError, UserError, signals_raised
+from large_batch import __version__, datasets, networks, store
+from large_batch.errors import SIGNALS, Interrupted, MachineError, UserError, no_such, signals_raised
 
 FLAGS = flags.FLAGS
 LAST_GROUPS = ("Machines", "Folders", "Help")
@@ -117,15 +118,23 @@ class Settings:
     wait: bool = setting(True, "Wait for what other processes have taken, then print the results.", group="Machines")
     data_dir: str = setting("data", "Data sets, as <name>.npz.", group="Folders")
     run_dir: str = setting("runs", "Trained minimizers and measurements, reused.", group="Folders")
+    tensorboard: str | None = setting(
+        None, "Also write losses, accuracies and sharpness by epoch here, for TensorBoard.", group="Folders"
+    )
     figure_dir: str = setting("Figures", "Figures, as .pdf and .png.", group="Folders")
     result_dir: str = setting("results", "Numbers, as .csv and .json.", group="Folders")
 
     def check(self) -> None:
         """Raise `UserError` for what can be known to be wrong before anything is loaded."""
         if self.network is None:
-            raise UserError(
-                "Name the network: -n F1, F2, C1, C2, C3, C4, VGG11 or MobileNetV2, or your own as file.py:name."
-            )
+            raise UserError(f"Name the network: -n {', '.join(networks.NAMES)}, or your own as file.py:name.")
+        networks.check_name(self.network, networks.NAMES)
+        if self.dataset:
+            datasets.check_name(self.dataset)
+        for part in dataclasses.fields(self):
+            path = getattr(self, part.name)
+            if part.metadata["word"] is file_word and path and not os.path.isfile(path):
+                raise UserError(f"There is no weights file {path}.")
 
     def resolve(self, network: Any, samples: int) -> Settings:
         """Return the settings with their defaults for a network and a training set of so many samples."""
@@ -245,7 +254,7 @@ def _listed(part: dataclasses.Field, text: str, kind: type) -> tuple:
     values = []
     for word in (word.strip() for word in text.split(",")):
         if choices and word not in choices:
-            raise UserError(f"There is no --{part.name} '{word}'; choose among {', '.join(choices)}, with commas.")
+            raise no_such(f"--{part.name}", word, choices, ", or several with commas")
         if whole and not re.fullmatch(r"0*[1-9]\d{0,9}", word):
             raise UserError(f"--{part.name} needs whole numbers above 0, with commas between them, not '{word[:20]}'.")
         try:
@@ -263,11 +272,14 @@ def run(main: Callable[[Any], None], settings: type, description: str) -> None:
     os.environ["MPLBACKEND"] = "agg"  # figures are files only, and a backend that does not exist stops the import
     define_flags(settings)
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", module_name="Help")
+    flags.DEFINE_boolean("version", False, "Show the version.", module_name="Help")
     try:
         if unexpected := _parse()[1:]:
             raise UserError(f"Unexpected argument '{unexpected[0]}'; every setting is a --flag (see --help).")
         if FLAGS.help:
             print(_help(description), flush=True)
+        elif FLAGS.version:
+            print(__version__, flush=True)
         else:
             with signals_raised():
                 _show_log()
@@ -312,12 +324,11 @@ def _device_failure(error: Exception) -> str | None:
 
 
 def _show_log() -> None:
-    """Show the store's messages as plain lines, above a progress bar if there is one."""
-    from tqdm import tqdm
+    """Show the store's messages as plain lines, in place of how far the work is."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            tqdm.write(self.format(record), file=sys.stderr)
+            print(f"{erased()}{self.format(record)}", file=sys.stderr, flush=True)
 
     store.log.addHandler(Lines())
     store.log.propagate = False
@@ -337,7 +348,14 @@ def _mend_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def erased() -> str:
+    """Return what erases the line of a terminal that says how far the work is; nothing elsewhere."""
+    return "\r\033[K" if sys.stderr.isatty() else ""
+
+
 def _exit(code: int, message: str) -> None:
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)  # the end has come already
     for stream, text in ((sys.stdout, ""), (sys.stderr, " ".join(message.splitlines()) + "\n")):  # of a library's lines
         try:
             stream.write(text)

@@ -22,7 +22,7 @@ import psutil
 
 from large_batch import archives, dataset_sources, files, timit
 from large_batch.dataset_sources import Arrays
-from large_batch.errors import MachineError, UserError
+from large_batch.errors import MachineError, UserError, no_such
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +99,14 @@ KINDS = {
         Kind("digits", (8, 8), np.uint8, 10),
     )
 }
-NAMES = tuple(KINDS)
+TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "timit": "TIMIT"}  # as they are written
 
 
 def load(name: str, data_dir: str | Path) -> DataSet:
     """Load a data set; one line on stderr says which source was used.
 
     Args:
-        name: One of NAMES: mnist with x (n, 28, 28) uint8, cifar10 and cifar100 (n, 32, 32, 3) uint8, timit (n, 360)
+        name: One of KINDS: mnist with x (n, 28, 28) uint8, cifar10 and cifar100 (n, 32, 32, 3) uint8, timit (n, 360)
             float32, digits (n, 8, 8) uint8. Or the path of your own .npz file, with x_train and x_test (n, ...) of
             uint8 or floats, y_train and y_test (n,) or (n, 1) of integers from 0 on.
         data_dir: The folder of the known sets' files; one that had to be fetched is left there as `<name>.npz`.
@@ -116,12 +116,9 @@ def load(name: str, data_dir: str | Path) -> DataSet:
         MachineError: No source answers, or the cache cannot be written.
     """
     kind, path = KINDS.get(name), Path(data_dir) / f"{name}.npz"
+    check_name(name)
     if name.endswith(".npz"):
-        if not _exists(Path(name)):
-            raise UserError(f"There is no data file {name}.")
         data = _from_file(Path(name), None)
-    elif kind is None:
-        raise UserError(f"There is no data set {name!r}; choose one of {', '.join(NAMES)}, or give an .npz file.")
     elif name == "digits":
         data = _data_set(dataset_sources.scikit_digits(), kind, "scikit-learn's 8x8 digits")
     elif _exists(path):
@@ -134,6 +131,14 @@ def load(name: str, data_dir: str | Path) -> DataSet:
         data = _fetched(path, kind)
     print(f"{data.name}: {data.source}", file=sys.stderr)
     return data
+
+
+def check_name(name: str) -> None:
+    """Raise `UserError` unless there is a data set of that name, or such a file."""
+    if not name.endswith(".npz") and name not in KINDS:
+        raise no_such("data set", name, KINDS, ", or give an .npz file")
+    if name.endswith(".npz") and not _exists(Path(name)):
+        raise UserError(f"There is no data file {name}.")
 
 
 def _exists(path: Path) -> bool:

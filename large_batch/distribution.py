@@ -208,16 +208,36 @@ def failure(error: Exception) -> str | None:
     return None
 
 
+def device() -> str:
+    """Return what computes: "CPU", or the names of the GPUs."""
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+    return ", ".join(names) or "CPU"
+
+
 def free_bytes() -> int:
     """Return the memory that this process may still take: the machine's, or the container's where that is less."""
-    free, used = psutil.virtual_memory().available, psutil.Process().memory_info().rss
+    return min([psutil.virtual_memory().available, *(limit - used_bytes() for limit in _limits())])
+
+
+def total_bytes() -> int:
+    """Return the memory that this process could have if there were no others."""
+    return min([psutil.virtual_memory().total, *_limits()])
+
+
+def used_bytes() -> int:
+    """Return the memory that this process has."""
+    return psutil.Process().memory_info().rss
+
+
+def _limits() -> Iterator[int]:
+    """Yield the limits of the containers that this process is in."""
     root = Path("/sys/fs/cgroup")
     with suppress(OSError):
         inner = root / Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
         for group in (inner, *inner.parents):
             with suppress(OSError, ValueError):  # a group may have no limit: "max"
-                free = min(free, int((group / "memory.max").read_text()) - used)
-    return free
+                yield int((group / "memory.max").read_text())
 
 
 def _workers() -> list[str]:

@@ -24,6 +24,7 @@ from large_batch.named import split
 from large_batch.networks import STATISTICS, Network, Problem
 from large_batch.recipes import Recipe
 from large_batch.runner import Item, Place, Runner
+from large_batch.scalars import Scalars
 from large_batch.training import Epoch
 
 
@@ -72,12 +73,13 @@ class Experiment:
         """
         chosen = ",".join(map(remedies.canonical, split(settings.remedy))) if settings.remedy else None
         settings = dataclasses.replace(settings, optimizer=optimizers.canonical(settings.optimizer), remedy=chosen)
-        origin = store.provenance()
         replicas = replicas or distribution.choose(settings.strategy)  # before TensorFlow does anything
+        origin = store.provenance(distribution.device())
         network = get(settings.network)
         if settings.definition not in network.definitions:
             raise UserError(f"There is no definition '{settings.definition}' of {network.name}.")
         folders = [settings.figure_dir] if figures else []
+        folders += [settings.tensorboard] if settings.tensorboard else []
         files.check_writable(*folders, settings.result_dir, settings.run_dir)
         if not (name := settings.dataset or network.dataset):
             raise UserError(f"Name the data set of {network.name}: --dataset=my_data.npz, mnist, cifar10, ...")
@@ -172,7 +174,9 @@ class Experiment:
     def runner(self) -> Runner:
         """Trains and measures."""
         settings = self.settings
-        return Runner(self.minimizers, settings.definition, self.origin, retrain=settings.retrain, wait=settings.wait)
+        scalars = Scalars(settings.tensorboard) if settings.tensorboard else None
+        how = {"retrain": settings.retrain, "wait": settings.wait, "scalars": scalars}
+        return Runner(self.minimizers, settings.definition, self.origin, **how)
 
     def run(self, recipes: Sequence[Recipe], asked: Sequence[Item]) -> dict[Item, Measured] | None:
         """Return what `Runner.run` does; None where another process reports the results."""
@@ -258,10 +262,11 @@ class Experiment:
         if sharpness and self.sharpness_samples:
             what += f", sharpness over the first {self.sharpness_samples:,} samples"
         seeds = f"{settings.trials} trials" if several and settings.trials > 1 else f"seed {settings.seed}"
+        data = datasets.TITLES.get(self.data.name, self.data.name) if self.known_data else self.data.name
         definition = f" ({settings.definition} definition)" if len(self.network.definitions) > 1 else ""
         named = [settings.optimizer] * (settings.optimizer != self.usual.optimizer) + [settings.remedy or ""]
         how = "".join(f", {text}" for text in (*named, "until converged" * settings.until_converged) if text)
-        return f"{what}\n{self.network.name} on {self.data.name}{definition}, {seeds}{how}"
+        return f"{what}\n{self.network.name} on {data}{definition}, {seeds}{how}"
 
     def report(
         self,
@@ -333,6 +338,7 @@ class Experiment:
         figure_stem, result = (
             f"{Path(folder) / self.name(kind)}" for folder in (self.settings.figure_dir, self.settings.result_dir)
         )
+        of = {"network": self.network.name, "dataset": self.data.name}
         content = {"problem": self.problem, "settings": self.settings, "data_source": self.data.source, **summary}
         content["provenance"] = self.origin.after(time.monotonic() - self.began)
         pictures, numbers = {}, {}
@@ -340,6 +346,7 @@ class Experiment:
             pictures |= figures.drawn(figure, f"{figure_stem}{part}")
         for part, table in {"": rows, **(more or {})}.items():
             if table:
+                table = [of | (row if isinstance(row, dict) else vars(row)) for row in table]
                 numbers[f"{result}{part}.csv"] = store.csv_bytes(table)
         if arrays:
             np.savez(packed := io.BytesIO(), **arrays)

@@ -38,6 +38,7 @@ BYTES_A_WEIGHT = 4 * (2 + 3 * (KEPT_CHECKPOINTS + 1))  # start and minimizer, ch
 WEIGHT_COPIES = 5  # in memory: weights, gradient, two moments of ADAM, and a copy on the way
 
 Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note on the state
+Watch = Callable[[list[Epoch]], None]  # receives the history after an epoch
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,20 +137,30 @@ class Minimizers:
                 "--retrain (the old minimizer stays until there is a new one)."
             )
 
-    def warn_of_memory(self, recipe: Recipe) -> None:
-        """Say so, with the remedy, where a training step seems to need more memory than is free."""
+    def step_bytes(self, recipe: Recipe) -> int:
+        """Return about what a training step takes of a machine's memory, besides what this process has."""
         samples = -(-max(recipe.batch_sizes) // self.replicas.memories)
         model = recipe.build(self.network, self.data, recipe.precision)
         kept = layers.kept_bytes(model, samples, layers.recomputes(model, samples))
-        needed, free = 1.1 * kept + 4 * WEIGHT_COPIES * model.count_params(), distribution.free_bytes()
-        if needed > free and not tf.config.list_physical_devices("GPU"):
+        return round(1.1 * kept) + 4 * WEIGHT_COPIES * model.count_params()
+
+    def fits(self, recipe: Recipe) -> bool:
+        """Say whether a training step would fit into the memory of this machine, if it did nothing else; what a GPU
+        has is not known."""
+        needed = self.step_bytes(recipe) + distribution.used_bytes()
+        return distribution.device() != "CPU" or needed <= distribution.total_bytes()
+
+    def check_memory(self, recipe: Recipe) -> None:
+        """Raise `UserError` where a training step cannot fit; say so where it needs more than is free now."""
+        needed, gib = self.step_bytes(recipe), 2**30
+        step = f"A training step of {max(recipe.batch_sizes):,} samples of {recipe.network} needs about"
+        remedy = "spread it over several machines or halve it with --precision=bfloat16"
+        if not self.fits(recipe):
+            has = f"{step} {needed / gib:.1f} GiB, and this machine has {distribution.total_bytes() / gib:.1f} GiB"
+            raise UserError(f"{has}; choose a smaller batch, {remedy}.")
+        if needed > (free := distribution.free_bytes()) and distribution.device() == "CPU":
             store.log.warning(
-                "A training step of %s samples of %s needs about %.1f GiB, and %.1f GiB are free; if it fails, spread "
-                "it over several machines or halve it with --precision=bfloat16.",
-                f"{samples:,}",
-                recipe.network,
-                needed / 2**30,
-                free / 2**30,
+                "%s %.1f GiB, and %.1f GiB are free; if it fails, %s.", step, needed / gib, free / gib, remedy
             )
 
     def train(
@@ -160,6 +171,7 @@ class Minimizers:
         test_history: bool = False,
         keep: Collection[int] = (),
         report: Report = lambda samples, note: None,
+        watch: Watch = lambda history: None,
         wait: bool = True,
     ) -> Minimizer:
         """Return the recipe's minimizer: the stored one, or a new one, trained from the last kept state, if any.
@@ -173,6 +185,7 @@ class Minimizers:
             test_history: Evaluate the test set after each epoch of a new training.
             keep: Epochs after which iterates are stored on the way, as minimizers of `recipe.at_epoch`.
             report: Is told the samples trained.
+            watch: Is given the history after each epoch of a new training.
             wait: Of several processes with one store, one trains a recipe. Wait for it, or raise `BusyError`.
 
         Raises:
@@ -197,7 +210,7 @@ class Minimizers:
             if not retrain:
                 iterates = {epoch: other for epoch, other in iterates.items() if not other.whole(*RESULT)}
             try:
-                return self._train(recipe, folder, iterates, test_history, report)
+                return self._train(recipe, folder, iterates, test_history, report, watch)
             except tf.errors.OpError as error:
                 if meaning := distribution.failure(error):
                     raise MachineError(meaning) from error
@@ -225,9 +238,10 @@ class Minimizers:
         iterates: dict[int, store.Folder],
         test_history: bool,
         report: Report,
+        watch: Watch,
     ) -> Minimizer:
         """Train, as the only writer of the folder; store the iterates after some epochs in folders of their own."""
-        origin, replicas, data = store.provenance(), self.replicas, self.data
+        origin, replicas, data = store.provenance(distribution.device()), self.replicas, self.data
         if replicas.count > 1:
             origin = dataclasses.replace(origin, machine=f"{origin.machine}, {replicas.count} replicas")
         # The last kept state, or the start
@@ -255,6 +269,7 @@ class Minimizers:
                     report(samples, loop.where())
                     if loop.state.seen == len(data.x_train):
                         loop.finish_epoch(evaluate if test else None)
+                        watch(loop.state.history)
                 except DivergedError as error:
                     _leave_last_good(loop, folder, error)
                 for epoch, other in iterates.items() if loop.between_epochs and replicas.chief else ():

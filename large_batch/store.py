@@ -42,9 +42,9 @@ log = files.log
 class Provenance:
     """Where a result came from: what computed it, from which commit, when (UTC) and in how many seconds.
 
-    `threads` is the number that TensorFlow shares an operation among, `environment` what is set of the variables that
-    choose its kernels. `earlier` are other commands, commits or machines, in the same terms, that the same training was
-    begun with.
+    `threads` is the number that TensorFlow shares an operation among, `device` "CPU" or the names of the GPUs,
+    `environment` what is set of the variables that choose the kernels. `earlier` are other commands, commits or
+    machines, in the same terms, that the same training was begun with.
     """
 
     command: str
@@ -57,6 +57,7 @@ class Provenance:
     earlier: list[dict] = dataclasses.field(default_factory=list)
     processor: str = ""
     threads: int = 0
+    device: str = ""
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def differences(self, other: "Provenance") -> list[str]:
@@ -64,7 +65,9 @@ class Provenance:
         if not other.processor:  # of a version that did not say so
             return []
         ours, theirs = (
-            {"processor": process.processor, "threads": process.threads} | process.environment | process.packages
+            {"processor": process.processor, "threads": process.threads, "device": process.device or "CPU"}
+            | process.environment
+            | process.packages
             for process in (self, other)
         )
         names = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
@@ -76,8 +79,9 @@ class Provenance:
         return dataclasses.replace(self, finished=finished, wall_seconds=round(wall_seconds, 1))
 
 
-def provenance() -> Provenance:
-    """Describe the running process: at its start, as the checkout may move on, but after TensorFlow's."""
+def provenance(device: str = "") -> Provenance:
+    """Describe the running process and the device that it computes on (`distribution.device`): at its start, as the
+    checkout may move on, but after TensorFlow's."""
     return Provenance(
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         commit=_commit(),
@@ -86,6 +90,7 @@ def provenance() -> Provenance:
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         processor=_processor(),
         threads=_threads(),
+        device=device,
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     )
 

@@ -32,13 +32,15 @@ def run_plot(tmp_path, run_script):
 
 def rows(path):
     with open(path, newline="") as file:
-        return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+        found = list(csv.DictReader(file))
+    assert {(row.pop("network"), row.pop("dataset")) for row in found} <= {("F1", "digits"), ("small", "digits")}
+    return [{name: float(cell) for name, cell in row.items()} for row in found]
 
 
 def test_the_whole_job_on_digits(run_plot, tmp_path):
     job = ("-n", "F1", "--dataset", "digits", "--epochs=3", "--points=4", "--alpha_min=-1", "--alpha_max=2")
     done = run_plot(*job, by=run_python)
-    assert done.stdout.startswith("2 trainings (0 of them done), 4 measurements (0 of them done).\n")
+    assert "2 trainings (0 stored, 0 resumed), 4 measurements (0 stored)" in done.stdout
     assert "WARNING" not in done.stderr
     assert "oneDNN" not in done.stderr
     name = "F1-digits-e3-p4"
@@ -63,7 +65,7 @@ def test_the_whole_job_on_digits(run_plot, tmp_path):
     trained, evaluated = kept("F1*/*"), kept("points/F1*")
     assert len(evaluated) == 4
     curved = run_plot(*job, "--curve=curvilinear")  # through both minimizers, too
-    assert curved.stdout.startswith("2 trainings (2 of them done), 4 measurements (2 of them done).\n")
+    assert "2 trainings (2 stored, 0 resumed), 4 measurements (2 stored)" in curved.stdout
     assert trained == kept("F1*/*")
     assert len(kept("points/F1*")) == 6
     assert evaluated.items() <= kept("points/F1*").items()
@@ -120,7 +122,7 @@ def test_given_minimizers_are_analysed_without_training(run_plot, tmp_path):
         *("-n", NAME, "--points=2", "--alpha_min=0", "--alpha_max=1"),
         *(f"--{side}_batch_weights={path}" for side, path in files.items()),
     )
-    assert done.stdout.startswith("0 trainings (0 of them done), 2 measurements (0 of them done).")
+    assert "0 trainings (0 stored, 0 resumed), 2 measurements (0 stored)" in done.stdout
     assert "\nLinear path, given minimizers\n" in done.stdout
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["points"], "nothing is trained"
     (result,) = (tmp_path / "result").glob("small-*-p2-from0-to1-small-*-large-*.json")

@@ -17,7 +17,8 @@ def test_provenance(monkeypatch):
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "7")
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp")
     monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
-    origin = store.provenance().after(12.34)
+    origin = store.provenance("CPU").after(12.34)
+    assert origin.device == "CPU"
     assert origin.packages["numpy"]
     assert origin.wall_seconds == 12.3
     assert origin.finished.endswith("Z")

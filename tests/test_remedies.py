@@ -327,7 +327,7 @@ def test_normal_numbers():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cutout", "no remedy 'cutout'; choose among augment, conservative, adversarial, stability, sam, asam"),
+        ("cutout", "no remedy 'cutout'; choose one of augment, conservative, adversarial, stability, sam, asam"),
         ("sam:rho=1", "The remedy 'sam:rho=1' cannot have the setting 'rho'; sam has these, each once: radius"),
         ("sam:radius=much", "The setting radius of the remedy sam must be a number of at least 0, not 'much'"),
         ("sam:radius", "not ''"),

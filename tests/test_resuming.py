@@ -259,6 +259,7 @@ def test_a_signal_ends_a_training_in_mid_epoch_at_no_loss(digits, asked, first, 
         seen.append(samples)
         if "epoch 2/" in note and sum(seen) - samples == 1500:
             os.kill(os.getpid(), signum)
+            os.kill(os.getpid(), signum)  # an impatient second one changes nothing
 
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted, match=r"is kept in .*, epoch 2/4") as stopped:
@@ -315,7 +316,30 @@ def test_a_stopped_command_says_how_to_continue(run_script, tmp_path):
         errors = (tmp_path / str(signum.value) / "err").read_text()
         words = r"Stopped\. The training is kept in .*, (epoch \d+/100000 .*|after epoch \d+)\. The same command"
         assert re.match(words, errors.strip().splitlines()[-1])
+        assert "Stopping: what is in hand" in errors
         assert "Traceback" not in errors
+
+
+COMPUTING = """
+import hashlib
+from large_batch.errors import signals_raised
+with signals_raised():
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as TensorFlow's, takes long and lets no handler run
+"""
+
+
+def test_a_signal_is_acknowledged_while_something_computes():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", COMPUTING], cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "\n"
+        assert process.stderr.readline() == "Stopping: what is in hand comes to its end or is kept first.\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "\n"
+        assert process.stderr.readline() == "Stopping already.\n"
+        process.kill()
 
 
 HOLDER = """
