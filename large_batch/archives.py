@@ -16,8 +16,6 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from large_batch.dataset_sources import Arrays
-
 Half = tuple[np.ndarray, np.ndarray]  # x and y
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 LARGEST_IDX = 2**26  # bytes: MNIST's largest file has 47 million
@@ -68,8 +66,9 @@ ARCHIVES = {
 }
 
 
-def find(name: str, folder: Path) -> tuple[Path, Callable[[], Arrays]] | None:
-    """Return the published file of a data set in a folder, and what reads it; None where there is none.
+def find(name: str, folder: Path) -> tuple[Path, Callable[[], tuple[np.ndarray, ...]]] | None:
+    """Return the published file of a data set in a folder, and what reads it, x_train, y_train, x_test and y_test; None
+    where there is none.
 
     The file is a CIFAR archive or, where all four are there, plain or as .gz, the first of MNIST's. Reading raises
     ValueError with a clause that says what is wrong, or what the libraries raise.
@@ -79,18 +78,18 @@ def find(name: str, folder: Path) -> tuple[Path, Callable[[], Arrays]] | None:
             return path, partial(_from_archive, path, archive)
     found = [_plain_or_packed(folder / file) for file in (IDX if name == "mnist" else ())]
     if found and all(found):
-        return found[0], lambda: Arrays(*map(_idx, found))
+        return found[0], lambda: tuple(map(_idx, found))
     return None
 
 
-def _from_archive(path: Path, archive: Archive) -> Arrays:
+def _from_archive(path: Path, archive: Archive) -> tuple[np.ndarray, ...]:
     with open(path, "rb") as file:
         if hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest() != archive.md5:
             raise ValueError("it is not the published archive (its MD5 differs)")
     with tarfile.open(path) as files:
         members = {Path(member.name).name: member for member in files if member.isfile()}
         *train, test = (archive.read(files.extractfile(members[name])) for name in (*archive.train, archive.test))
-    return Arrays(*(np.concatenate(parts) for parts in zip(*train, strict=True)), *test)
+    return *(np.concatenate(parts) for parts in zip(*train, strict=True)), *test
 
 
 def _plain_or_packed(path: Path) -> Path | None:

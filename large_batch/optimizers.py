@@ -189,17 +189,41 @@ class Adagrad:
         return keras.optimizers.Adagrad(**asdict(self))
 
 
+class DecayedSGD(keras.optimizers.SGD):
+    """Keras' SGD with weight decay as PyTorch's has it: `decay` times the weights is part of every gradient."""
+
+    def __init__(self, learning_rate: float, momentum: float, nesterov: bool, decay: float):
+        super().__init__(learning_rate, momentum, nesterov)
+        self.decay = decay
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Update one variable; called by Keras on each device."""
+        super().update_step(gradient + self.decay * variable, variable, learning_rate)
+
+
 @dataclass(frozen=True)
 class Sgd:
-    """SGD (Sutskever et al., 2013), Keras' own, with the learning rate of Keras 1, and momentum if it is asked for."""
+    """SGD (Sutskever et al., 2013), Keras' own, with the learning rate of Keras 1.
+
+    If asked for, it has momentum, the weight decay of `DecayedSGD`, and a learning rate that falls to 0 over `cosine`
+    epochs (Loshchilov & Hutter, 2017, without restarts).
+    """
 
     learning_rate: float = number(0.01)
     momentum: float = number(0.0, most=1)
     nesterov: int = number(0, most=1)
+    weight_decay: float = number(0.0)
+    cosine: int = number(0)
 
     def build(self) -> keras.optimizers.Optimizer:
         """Return the optimizer."""
-        return keras.optimizers.SGD(self.learning_rate, self.momentum, bool(self.nesterov))
+        settings = self.learning_rate, self.momentum, bool(self.nesterov)
+        return DecayedSGD(*settings, self.weight_decay) if self.weight_decay else keras.optimizers.SGD(*settings)
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate once `epoch` epochs are finished."""
+        done = min(epoch / self.cosine, 1) if self.cosine else 0
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
 @dataclass(frozen=True)

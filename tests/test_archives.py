@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from large_batch import archives, datasets
+from large_batch.dataset_sources import Arrays
 from large_batch.errors import MachineError, UserError
 
 
@@ -70,7 +71,7 @@ def test_cifar10_in_pickles(tmp_path, monkeypatch):
     write_tar(path, "cifar-10-batches-py", content)
     accept(monkeypatch, path, "cifar10")
     found, read = archives.find("cifar10", tmp_path)
-    arrays = read()
+    arrays = Arrays(*read())
     assert found == path
     np.testing.assert_array_equal(arrays.x_train, x[:10])
     np.testing.assert_array_equal(arrays.y_train, [0, 9, 1, 9, 2, 9, 3, 9, 4, 9])

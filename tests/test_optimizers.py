@@ -65,7 +65,7 @@ def test_optimizers_by_name():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lars", "no optimizer 'lars'; choose among adam, adagrad, sgd, adaqn"),
+        ("lars", "no optimizer 'lars'; choose one of adam, adagrad, sgd, adaqn"),
         ("sgd:speed=1", "'sgd:speed=1' cannot have the setting 'speed'; sgd has these, each once: learning_rate, mom"),
         ("sgd:momentum=0,momentum=1", "cannot have the setting 'momentum'"),
         ("sgd:momentum=1.5", "setting momentum of the optimizer sgd must be a number from 0 to 1, not '1.5'"),
@@ -184,3 +184,16 @@ def test_adaqn_finds_the_minimum_of_a_convex_problem_that_lbfgs_finds(problem):
     alone = problem.loss(adaqn_by_hand(*case, "adaqn:cycle=5,curvature=1e9")[0][-1])
     start = problem.loss(np.zeros(64))
     assert found - best < 0.01 * (start - best) < alone - best
+
+
+def test_weight_decay_is_part_of_the_gradient():
+    """As in PyTorch: in the momentum, too."""
+    optimizer = make("sgd:learning_rate=0.1,momentum=0.9,weight_decay=0.5").build()
+    w, buffer = np.array([1.0, -2.0]), np.zeros(2)
+    variable = keras.Variable(w.astype(np.float32))
+    optimizer.build([variable])
+    for gradient in ([0.3, 0.1], [-0.2, 0.4], [1.0, 0.0]):
+        optimizer.apply([tf.constant(gradient)], [variable])
+        buffer = 0.9 * buffer + np.array(gradient) + 0.5 * w
+        w = w - 0.1 * buffer
+    np.testing.assert_allclose(variable.numpy(), w, rtol=1e-5)

@@ -1,0 +1,193 @@
+"""Batch sizes when MobileNetV2 is fine-tuned on CIFAR-10, as a reproduction by others did.
+
+Trains all weights of Keras' MobileNetV2 with SGD in batches of several sizes: momentum 0.9, weight decay 1e-4, a
+learning rate of 3e-4 x batch / 32 that falls along a cosine, 32 x 32 pixels, no augmentation. Prints the validation
+accuracy at the end, of the 10,000 test samples, beside the published one, and judges that it is level up to 256
+and falls at 1024. Trainings and measurements are kept and reused, and several processes with one --run_dir share the
+work.
+
+    python finetune.py
+    python finetune.py --weights=none --epochs=20 --batch_sizes=32,256,1024
+    python finetune.py --weights=mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from large_batch import cli, paper
+from large_batch.cli import setting
+from large_batch.errors import MachineError, UserError
+
+if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from large_batch.claims import Claim
+    from large_batch.measurements import Evaluated
+    from large_batch.networks import Network
+    from large_batch.training import Recipe
+
+FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+RATE, RATE_BATCH = 3e-4, 32  # the learning rate of this batch size
+LEVEL, LARGEST = 256, 1024
+
+
+def weights_word(weights: str) -> str:
+    """Return the word of the weights: a name, or a file's name and digest."""
+    return weights if weights in ("imagenet", "none") else cli.file_word(weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(cli.Settings):
+    """The flags."""
+
+    network: str | None = setting("MobileNetV2", "MobileNetV2, or another, without --weights.", group="What to train")
+    epochs: int = setting(200, "Epochs of each training.", "e{}", "What to train", least=1, most=10**6)
+    weights: str = setting(
+        "imagenet", "Where MobileNetV2 starts: imagenet, none, or a file of Keras' without its top.", weights_word
+    )
+    batch_sizes: tuple[int, ...] = setting(
+        tuple(paper.FINE_TUNED), "Batch sizes, with commas.", lambda sizes: f"b{'-'.join(map(str, sizes))}", whole=True
+    )
+    trials: int = setting(1, "Trainings of each kind, with seeds from --seed on.", "t{}", least=1, most=10_000)
+
+    def check(self) -> None:
+        """Raise `UserError` for another optimizer, and weights that are not there."""
+        super().check()
+        if self.optimizer != Settings.optimizer:
+            raise UserError("finetune.py always trains with SGD; leave --optimizer out.")
+        if self.weights not in ("imagenet", "none") and not Path(self.weights).is_file():
+            raise UserError(f"There is no weights file {self.weights}; give a file, imagenet or none.")
+
+    def resolve(self, network: Any, samples: int) -> Settings:
+        """Put the sizes in order, each once."""
+        return replace(super().resolve(network, samples), batch_sizes=tuple(sorted(set(self.batch_sizes))))
+
+
+def starting(get: Callable[[str], Network], weights: str) -> Callable[[str], Network]:
+    """Return what gets a network as `get` does, with MobileNetV2 starting at these weights."""
+
+    def get_starting(name: str) -> Network:
+        import network_zoo
+
+        network = get(name)
+        if name != Settings.network or weights == "none":
+            return network
+        digest = weights if weights == "imagenet" else hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:8]
+        network = replace(network, builder=network_zoo.mobilenet_v2(weights), architectures=(("repository", digest),))
+        try:
+            network.build()
+        except Exception as error:  # Keras raises nearly anything
+            if weights == "imagenet":
+                raise MachineError(
+                    f"Keras could not fetch MobileNetV2's ImageNet weights ({error}); put {FILE} into ~/.keras/models, "
+                    "or name it with --weights."
+                ) from error
+            raise UserError(f"{weights} does not hold the weights of Keras' MobileNetV2 without its top.") from error
+        return network
+
+    return get_starting
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training: accuracies in percent."""
+
+    batch_size: int
+    seed: int
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+
+    @classmethod
+    def of(cls, recipe: Recipe, found: Evaluated) -> Row:
+        """Return that of a recipe, evaluated at its minimizer."""
+        return cls(recipe.batch_size, recipe.seed, found.train_loss, found.train_accuracy, found.test_accuracy)
+
+
+def sgd(size: int, epochs: int) -> str:
+    """Return the optimizer for a batch size."""
+    rate = f"learning_rate={RATE * size / RATE_BATCH:g}"
+    return f"sgd:{rate},momentum=0.9,weight_decay=0.0001,cosine={epochs}"
+
+
+def level_then_falling(rows: Sequence[Row], test: int) -> Claim:
+    """Judge the claim from the trainings, whose accuracies are of so many test samples."""
+    from large_batch import claims
+
+    def of(size: int) -> list[float]:
+        return [row.test_accuracy for row in rows if row.batch_size == size]
+
+    level = {size: of(size) for size in {row.batch_size for row in rows} if size <= LEVEL}
+    verdict, found = claims.OPEN, "two sizes up to 256, and 1024, are needed"
+    if len(level) > 1 and of(LARGEST):
+        means = [float(np.mean(values)) for values in level.values()]
+        together, large = [value for values in level.values() for value in values], of(LARGEST)
+        spread, fall = max(means) - min(means), float(np.mean(together) - np.mean(large))
+        found = f"up to {LEVEL} {min(means):.2f} to {max(means):.2f} %, at {LARGEST} {fall:.2f} points less"
+        mean = float(np.mean(together))
+        open_ = claims.unclear(together, large, (mean * (100 - mean) / test) ** 0.5)
+        verdict = claims.CONTRADICTED if fall <= 0 else open_ or claims.CONTRADICTED
+        if fall > 0 and not open_ and spread < fall / 2:
+            verdict = claims.HOLDS
+    return claims.Claim(
+        f"The accuracy is level up to a batch of {LEVEL} and falls at {LARGEST} (table of the reproduction).",
+        f"The means up to {LEVEL} differ by less than half of the fall from them to {LARGEST}, and the fall is clear "
+        "(over trials: Welch's t-test, one-sided, 5%; with one trial: 4 binomial standard errors of the test set).",
+        found,
+        verdict,
+    )
+
+
+def table(rows: Sequence[Row], published: dict[int, float]) -> str:
+    """Lay out the accuracies by batch size, trials as mean ± deviation."""
+    from large_batch import tables
+
+    lines = [["batch", "learning rate", "train %", "validation %", "published %"]]
+    for size in dict.fromkeys(row.batch_size for row in rows):
+        trials = [row for row in rows if row.batch_size == size]
+        cells = [tables.cell([getattr(row, f"{half}_accuracy") for row in trials]) for half in ("train", "test")]
+        lines.append([str(size), f"{RATE * size / RATE_BATCH:.2g}", *cells, str(published.get(size, "-"))])
+    return tables.lay_out(lines)
+
+
+def main(settings: Settings) -> None:
+    """Train, evaluate, print the table and the claim, write the results and draw the figure."""
+    settings.check()
+    import network_zoo
+    from large_batch import figures
+    from large_batch.experiment import Experiment
+    from large_batch.measurements import EvaluationRequest
+    from large_batch.runner import Place
+
+    # Recipes
+    experiment = Experiment.begin(settings, starting(network_zoo.get, settings.weights))
+    settings = experiment.settings
+    evaluation, seeds = experiment.request(EvaluationRequest), range(settings.seed, settings.seed + settings.trials)
+    recipes = [
+        experiment.recipe(size, seed, optimizer=sgd(size, settings.epochs))
+        for size in settings.batch_sizes
+        for seed in seeds
+    ]
+    asked = {recipe: (evaluation, Place(recipe)) for recipe in recipes}
+    # Run
+    results = experiment.run([], list(asked.values()))
+    if results is None:
+        return
+    rows = [Row.of(recipe, results[item].result) for recipe, item in asked.items()]
+    # Table, claim and figure
+    comparable = experiment.known_data and experiment.data.name == "cifar10"
+    published = paper.FINE_TUNED if comparable and not experiment.network.own else {}
+    title = experiment.title(f"Fine-tuning from {Path(settings.weights).name}, {settings.epochs} epochs")
+    claim = level_then_falling(rows, len(experiment.data.x_test))
+    print(f"\n{title}\n{table(rows, published)}\n\n{claim}")
+    summary = {"claim": claim, "recipes": recipes}
+    experiment.write("finetune", rows, summary, {"": figures.fine_tuning(rows, published, title)})
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)
