@@ -16,6 +16,7 @@ if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others
     import large_batch.ctrl_c  # noqa: F401
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,6 +83,8 @@ class Settings(cli.PairSettings):
         for name in self.minimizers or ():
             if name not in NAMES and not name.endswith(".weights.h5"):
                 raise UserError(f"There is no minimizer '{name}'; choose among SB, LB, start and .weights.h5 files.")
+            if name not in NAMES and not Path(name).is_file():
+                raise UserError(f"There is no weights file {name}.")
         if self.directions == "points" and len(self.chosen) not in (2, 3):
             raise UserError(
                 "A line goes through 2 and a plane through 3 --minimizers; around one, choose --directions."
