@@ -69,9 +69,7 @@ class StepMemory:
 
     def check(self) -> None:
         """Raise `UserError` where it cannot fit; say so where it is more than what is free now."""
-        step = (
-            f"A training step of {self.samples:,} samples of {self.name} needs about {self.bytes / 2**30:.1f} GiB, and"
-        )
+        needed = f"{self.samples:,} samples of {self.name} needs about {self.bytes / 2**30:.1f} GiB"
         remedy = "spread it over several machines or halve it with --precision=bfloat16"
         if not self.fits:
             has = f"this machine has {distribution.total_bytes() / 2**30:.1f} GiB"
