@@ -10,13 +10,19 @@ and reused, and several processes with one --run_dir share the work.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from large_batch import cli, paper
+from large_batch import cli, paper, store
 from large_batch.cli import setting
+
+if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from large_batch.experiment import Experiment
 
 SMALLEST = 64
 
@@ -34,7 +40,8 @@ class Settings(cli.TrialSettings):
 
     batch_sizes: tuple[int, ...] | None = setting(
         None,
-        f"Batch sizes, with commas; default: {SMALLEST}, 128, 256 and so on to half of the training set.",
+        f"Batch sizes, with commas; default: {SMALLEST}, 128, 256 and so on to half of the training set, "
+        "as far as the memory suffices.",
         lambda sizes: f"b{'-'.join(map(str, sizes))}",
         whole=True,
     )
@@ -43,6 +50,16 @@ class Settings(cli.TrialSettings):
         """Put the sizes in order, each once."""
         sizes = tuple(sorted(set(self.batch_sizes or default_sizes(samples))))
         return replace(super().resolve(network, samples), batch_sizes=sizes)
+
+
+def fitting(experiment: Experiment) -> Experiment:
+    """Return the experiment with those of the default sizes for which the machine has the memory; say what is left
+    out."""
+    sizes = experiment.settings.batch_sizes
+    fit = tuple(size for size in sizes if experiment.minimizers.fits(experiment.recipe(size))) or sizes[:1]
+    if left_out := [f"{size:,}" for size in sizes if size not in fit]:
+        store.log.warning("Left out: batches of %s, for which the memory does not suffice.", " and ".join(left_out))
+    return replace(experiment, settings=replace(experiment.settings, batch_sizes=fit))
 
 
 def main(settings: Settings) -> None:
@@ -55,6 +72,8 @@ def main(settings: Settings) -> None:
 
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)
+    if not settings.batch_sizes:
+        experiment = fitting(experiment)
     settings, samples = experiment.settings, len(experiment.data.x_train)
     recipes = [experiment.recipe(size, seed) for size in settings.batch_sizes for seed in settings.seeds]
     names = {experiment.network.small_batch(samples): "SB", experiment.network.large_batch(samples): "LB"}

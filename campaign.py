@@ -9,11 +9,15 @@ results/ holds what it wrote. Each may be stopped or killed at any time and cont
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 import json
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +65,12 @@ class Settings:
 
 def done(results: Path) -> dict[str, float]:
     """Return the commands whose results are there, with the seconds that each took when it was last run."""
-    origins = [json.loads(path.read_text()).get("provenance") for path in results.glob("*.json")]
-    return {origin["command"]: origin["wall_seconds"] for origin in origins if origin}
+    origins = []
+    for path in results.glob("*.json"):
+        with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):  # one that is damaged is made anew
+            origin = json.loads(path.read_text())["provenance"]
+            origins.append((origin["command"], origin["wall_seconds"]))
+    return dict(origins)
 
 
 def show(seconds: dict[str, float], running: str | None) -> None:

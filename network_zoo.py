@@ -10,6 +10,9 @@
 VGG11 is of the PyTorch folder of the authors' code only, MobileNetV2 of a reproduction by others (`finetune.py`).
 """
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod

@@ -17,19 +17,23 @@ work; with --nocompute what is stored is printed. The verdict of a row:
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from large_batch import cli, paper
 from large_batch.cli import setting
+from large_batch.errors import UserError
 from large_batch.subspace import MANIFOLDS, check_dimension
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
     from large_batch.measurements import Measured, Value
+    from large_batch.recipes import Recipe
     from large_batch.runner import Item
-    from large_batch.training import Recipe
 
 DIMENSION = 100  # of the random subspaces of Table 4
 
@@ -84,7 +88,7 @@ TABLES = {
         "Section 2.2: other optimizers",
         (*PLAIN, "LB adagrad", "LB sgd", "LB adaqn"),
         (TEST, *FULL),
-        AS_PLAIN.format("them"),
+        AS_PLAIN.format("these three"),
     ),
 }
 REMEDIES = ("augment", "conservative", "adversarial", "stability", "sam", "asam")
@@ -110,9 +114,14 @@ class Settings(cli.PairSettings, cli.TrialSettings):
     compute: bool = setting(True, "Train and measure what is missing; --nocompute prints what is stored.")
 
     def resolve(self, network: Any, samples: int) -> Settings:
-        """Put the tables in order, without those of images for networks of other data."""
+        """Put the tables in order, without those of images for networks of other data.
+
+        Raises `UserError` where none is left.
+        """
         images = len(network.input_shape) == 3
         asked = tuple(name for name, table in TABLES.items() if name in self.tables and (images or not table.images))
+        if not asked:
+            raise UserError(f"Table 6 is about images, which {network.name} does not take; choose other --tables.")
         return replace(super().resolve(network, samples), tables=asked)
 
 

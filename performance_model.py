@@ -16,6 +16,9 @@ faster.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +26,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from large_batch import cli, store
+from large_batch import cli, files
 from large_batch.cli import setting
 from large_batch.errors import UserError
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
-    from large_batch.training import Epoch, Recipe
+    from large_batch.recipes import Recipe
+    from large_batch.training import Epoch
 
 GROUP = "Performance model"
 
@@ -166,11 +170,12 @@ def main(settings: Settings) -> None:
         return
     from large_batch import figures
 
-    store.check_writable(settings.figure_dir)
+    files.check_writable(settings.figure_dir)
     print(bound(settings.batch_ratio, settings.efficiency))
     name = "-".join(["performance_model", *settings.words(Settings())])
     drawn = figures.performance_model(settings.batch_ratio, settings.efficiency, title="When large batches are faster")
-    print("Figures:", ", ".join(map(str, figures.save(drawn, Path(settings.figure_dir) / name))))
+    files.write_all(pictures := figures.drawn(drawn, Path(settings.figure_dir) / name))
+    print("Figures:", ", ".join(map(str, pictures)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ processes with one --run_dir share the work.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 

@@ -11,6 +11,9 @@ of the Hessian, too. Each density is kept and reused, and several processes with
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 from dataclasses import dataclass, replace
 from typing import Any
 

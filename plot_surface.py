@@ -12,13 +12,15 @@ path is drawn. Rows of points are kept and reused, and several processes with on
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from large_batch import cli, store
+from large_batch import cli
 from large_batch.cli import setting
 from large_batch.errors import UserError
 from large_batch.surface import NORMALISATIONS
@@ -210,11 +212,9 @@ def main(settings: Settings) -> None:
     if settings.axes == 1:
         draw = {"": surface_figures.lines}
     cells, arrays = numbers(panels)
-    with store.writing(Path(settings.result_dir) / f"{experiment.name('surface')}.npz") as temporary:
-        np.savez(temporary, **arrays)
     origins = {title: [experiment.origin_of(end) for end in span.ends] for title, (span, _) in where.items()}
     figures = {suffix: figure(panels, title) for suffix, figure in draw.items()}
-    experiment.write("surface", cells, {"made_of": origins}, figures)
+    experiment.write("surface", cells, {"made_of": origins}, figures, arrays=arrays)
 
 
 if __name__ == "__main__":

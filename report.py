@@ -7,6 +7,9 @@ Reads results/ and Figures/ only and writes REPORT.md and Figures/report.html, w
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 import base64
 import re
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from large_batch import cli, ledger, paper, store
+from large_batch import cli, files, ledger, paper
 from large_batch.cli import setting
 from large_batch.ledger import NOT_RUN, Line, Result
 
@@ -157,10 +160,9 @@ def main(settings: Settings) -> None:
     """Read the results and write the text and the page."""
     report, folder = Path(settings.report), Path(settings.figure_dir)
     markdown_text = text(ledger.read(Path(settings.result_dir), folder), report)
-    for path, content in ((report, markdown_text), (folder / "report.html", page(markdown_text, report))):
-        with store.writing(path) as temporary:
-            temporary.write_text(content)
-        print(path)
+    pages = {report: markdown_text.encode(), folder / "report.html": page(markdown_text, report).encode()}
+    files.write_all(pages)
+    print(*pages, sep="\n")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ minimizers over the whole training set, in the full space and in random subspace
 otherwise. Each measurement is kept and reused, and several processes with one --run_dir share the work.
 
     python sharpness.py -n C2 --eps 5e-4
-    python sharpness.py -n F1 --solver=both --trials=5
+    python sharpness.py -n F1 --solver lbfgsb,vertex --trials 5
     python sharpness.py -n F1 --curvature
     python sharpness.py -n F1 --space=full --measure=keskar,relative,ball,adaptive --rescale=0.1,0.3,1,3,10
     python sharpness.py -n F1 --weights my.weights.h5
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -45,12 +48,14 @@ class Settings(cli.SpectrumSettings):
         paper.EPSILONS, "Half-widths of the box (equation 3), with commas.", cli.list_word("eps"), GROUP
     )
     space: tuple[str, ...] = setting(
-        SPACES, "full (Table 3), random (Table 4) or both.", cli.list_word(""), GROUP, choices=SPACES
+        SPACES, "full (Table 3), random (Table 4), or both with a comma.", cli.list_word(""), GROUP, choices=SPACES
     )
     dimension: int = setting(100, "Dimension of the random subspaces.", "d{}", GROUP, least=1)
     manifold: str = setting(MANIFOLDS[0], "How the random subspaces are drawn.", "{}", GROUP, choices=MANIFOLDS)
     trials: int = setting(1, "Random subspaces to measure in.", "t{}", GROUP, least=1, most=10_000)
-    solver: str = setting("lbfgsb", "What maximises the loss over the box.", "{}", GROUP, choices=(*SOLVERS, "both"))
+    solver: tuple[str, ...] = setting(
+        tuple(SOLVERS)[:1], "lbfgsb, vertex, or both with a comma.", cli.list_word(""), GROUP, choices=tuple(SOLVERS)
+    )
     scale: float = setting(
         SCALE, "Largest slope that L-BFGS-B sees at the start; see sharpness_metric.py.", "scale{:g}", GROUP
     )
@@ -100,6 +105,7 @@ class Settings(cli.SpectrumSettings):
             space=tuple(space for space in SPACES if space in self.space),
             measure=tuple(measure for measure in (*MEASURES, *HESSIAN_MEASURES) if measure in self.measure),
             rescale=tuple(sorted(set(self.rescale))),
+            solver=tuple(solver for solver in SOLVERS if solver in self.solver),
             sharpness_samples=min(self.sharpness_samples or samples, samples),
             curvature_samples=min(self.curvature_samples, samples),
         )
@@ -147,7 +153,7 @@ def requests(experiment: Experiment) -> list[Request]:
         for measure in settings.measure
         if measure in MEASURES
         for size in settings.sizes(measure)
-        for name in (SOLVERS if settings.solver == "both" else [settings.solver])
+        for name in settings.solver
     ]
 
 

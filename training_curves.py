@@ -11,6 +11,9 @@ Trainings, iterates and measurements are kept and reused, and several processes 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +24,7 @@ from large_batch.cli import setting
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
-    from large_batch.training import Recipe
+    from large_batch.recipes import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

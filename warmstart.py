@@ -14,6 +14,9 @@ with one --run_dir share the work.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 import re
 from dataclasses import dataclass
 from itertools import pairwise

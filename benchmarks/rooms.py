@@ -122,7 +122,7 @@ def data_of(network_name: str, samples: int | None = None):
 def recipe_of(network_name: str, data, batch_size: int, **settings):
     """Return the recipe of a training with seed 0, of one epoch unless told otherwise."""
     import network_zoo
-    from large_batch.training import Recipe
+    from large_batch.recipes import Recipe
 
     return Recipe(
         network=network_name,

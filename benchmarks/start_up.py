@@ -9,10 +9,8 @@ a script of their own, checkpoint_cost.py. Writes results/benchmarks.json.
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from rooms import ROOT, keep
 
@@ -42,17 +40,13 @@ def seconds(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def drawing(folder: str) -> Callable[[], object]:
+def drawing() -> Callable[[], object]:
     """Return the drawing of a parametric plot as PDF and PNG, from made-up curves of 25 points."""
     from large_batch import figures
     from large_batch.measurements import Evaluated
 
     alphas, points = [-1 + i / 8 for i in range(25)], [Evaluated(*([2.0, 2.0, 50.0] * 2))] * 25
-
-    def draw() -> None:
-        figures.save(figures.parametric_plot(alphas, points, [], "C1", "linear path"), Path(folder) / "drawn")
-
-    return draw
+    return lambda: figures.drawn(figures.parametric_plot(alphas, points, [], "C1", "linear path"), "drawn")
 
 
 def main() -> None:
@@ -60,21 +54,20 @@ def main() -> None:
     from large_batch import datasets, store
 
     origin, began = store.provenance(), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        items = {
-            "plot_parametric_plot.py --help": python("plot_parametric_plot.py", "--help"),
-            "sharpness.py --help": python("sharpness.py", "--help"),
-            "import of TensorFlow and Keras": python("-c", "import large_batch.backend"),
-            "first training step of F1, from the start of the process": python("-c", FIRST_STEP.format(network="F1")),
-            "first training step of C1, from the start of the process": python("-c", FIRST_STEP.format(network="C1")),
-            "MNIST from the cache": lambda: datasets.load("mnist", ROOT / "data"),
-            "CIFAR-10 from the cache": lambda: datasets.load("cifar10", ROOT / "data"),
-            "drawing a parametric plot, PDF and PNG": drawing(folder),
-        }
-        results = {}
-        for name, work in items.items():
-            results[name] = seconds(work)
-            print(f"{results[name]:6.2f} s  {name}", flush=True)
+    items = {
+        "plot_parametric_plot.py --help": python("plot_parametric_plot.py", "--help"),
+        "sharpness.py --help": python("sharpness.py", "--help"),
+        "import of TensorFlow and Keras": python("-c", "import large_batch.backend"),
+        "first training step of F1, from the start of the process": python("-c", FIRST_STEP.format(network="F1")),
+        "first training step of C1, from the start of the process": python("-c", FIRST_STEP.format(network="C1")),
+        "MNIST from the cache": lambda: datasets.load("mnist", ROOT / "data"),
+        "CIFAR-10 from the cache": lambda: datasets.load("cifar10", ROOT / "data"),
+        "drawing a parametric plot, PDF and PNG": drawing(),
+    }
+    results = {}
+    for name, work in items.items():
+        results[name] = seconds(work)
+        print(f"{results[name]:6.2f} s  {name}", flush=True)
     keep("start-up", results, origin, began)
 
 

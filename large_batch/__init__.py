@@ -1,26 +1,43 @@
-"""Large-batch training and sharp minima: what the scripts stand on, and four tools for any model.
+"""Large-batch training and sharp minima: what the scripts stand on, and tools for any model.
 
 `Objective` is a model's loss over a data set as a function of one weight vector, `sharpness` is Metric 2.1 of Keskar et
-al. (2017), `RandomSubspace` its matrix A, `curvature` the Hessian at a minimizer. TensorFlow starts with `Objective`.
+al. (2017), `RandomSubspace` its matrix A, `curvature` the Hessian at a minimizer. `hessian_operator` is that Hessian as
+SciPy takes it, `spectral_density` and `hutchpp` its spectrum and trace, `TrackEigenvalue` a Keras callback. TensorFlow
+starts with `Objective` or the callback.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from large_batch.hessian import curvature
+    from large_batch.hessian import hessian_operator
     from large_batch.objective import Objective
-    from large_batch.sharpness_metric import sharpness
+    from large_batch.sharpness_metric import curvature, sharpness
+    from large_batch.spectrum import hutchpp, spectral_density
     from large_batch.subspace import RandomSubspace
+    from large_batch.tracking import TrackEigenvalue
 
-__all__ = ["Objective", "RandomSubspace", "curvature", "sharpness"]
+__all__ = [
+    "Objective",
+    "RandomSubspace",
+    "TrackEigenvalue",
+    "curvature",
+    "hessian_operator",
+    "hutchpp",
+    "sharpness",
+    "spectral_density",
+]
 __version__ = "0.2.0"
 
 _ROOMS = {
     "Objective": "objective",
     "RandomSubspace": "subspace",
-    "curvature": "hessian",
+    "TrackEigenvalue": "tracking",
+    "curvature": "sharpness_metric",
+    "hessian_operator": "hessian",
+    "hutchpp": "spectrum",
     "sharpness": "sharpness_metric",
+    "spectral_density": "spectrum",
 }
 
 

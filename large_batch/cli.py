@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import logging
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +22,8 @@ from typing import Any, get_args, get_type_hints
 
 from absl import flags
 
-from large_batch import store
-from large_batch.errors import Interrupted, MachineError, UserError, signals_raised
+from large_batch import __version__, datasets, networks, store
+from large_batch.errors import SIGNALS, Interrupted, MachineError, UserError, no_such, signals_raised
 
 FLAGS = flags.FLAGS
 LAST_GROUPS = ("Machines", "Folders", "Help")
@@ -116,15 +118,23 @@ class Settings:
     wait: bool = setting(True, "Wait for what other processes have taken, then print the results.", group="Machines")
     data_dir: str = setting("data", "Data sets, as <name>.npz.", group="Folders")
     run_dir: str = setting("runs", "Trained minimizers and measurements, reused.", group="Folders")
+    tensorboard: str | None = setting(
+        None, "Also write losses, accuracies and sharpness by epoch here, for TensorBoard.", group="Folders"
+    )
     figure_dir: str = setting("Figures", "Figures, as .pdf and .png.", group="Folders")
     result_dir: str = setting("results", "Numbers, as .csv and .json.", group="Folders")
 
     def check(self) -> None:
         """Raise `UserError` for what can be known to be wrong before anything is loaded."""
         if self.network is None:
-            raise UserError(
-                "Name the network: -n F1, F2, C1, C2, C3, C4, VGG11 or MobileNetV2, or your own as file.py:name."
-            )
+            raise UserError(f"Name the network: -n {', '.join(networks.NAMES)}, or your own as file.py:name.")
+        networks.check_name(self.network, networks.NAMES)
+        if self.dataset:
+            datasets.check_name(self.dataset)
+        for part in dataclasses.fields(self):
+            path = getattr(self, part.name)
+            if part.metadata["word"] is file_word and path and not os.path.isfile(path):
+                raise UserError(f"There is no weights file {path}.")
 
     def resolve(self, network: Any, samples: int) -> Settings:
         """Return the settings with their defaults for a network and a training set of so many samples."""
@@ -244,7 +254,7 @@ def _listed(part: dataclasses.Field, text: str, kind: type) -> tuple:
     values = []
     for word in (word.strip() for word in text.split(",")):
         if choices and word not in choices:
-            raise UserError(f"There is no --{part.name} '{word}'; choose among {', '.join(choices)}, with commas.")
+            raise no_such(f"--{part.name}", word, choices, ", or several with commas")
         if whole and not re.fullmatch(r"0*[1-9]\d{0,9}", word):
             raise UserError(f"--{part.name} needs whole numbers above 0, with commas between them, not '{word[:20]}'.")
         try:
@@ -258,18 +268,23 @@ def _listed(part: dataclasses.Field, text: str, kind: type) -> tuple:
 
 def run(main: Callable[[Any], None], settings: type, description: str) -> None:
     """Parse the command line, run `main` and exit: 0, 2 after a user's mistake, 1 when the machine fails."""
+    _mend_streams()
     os.environ["MPLBACKEND"] = "agg"  # figures are files only, and a backend that does not exist stops the import
     define_flags(settings)
     flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", module_name="Help")
+    flags.DEFINE_boolean("version", False, "Show the version.", module_name="Help")
     try:
         if unexpected := _parse()[1:]:
             raise UserError(f"Unexpected argument '{unexpected[0]}'; every setting is a --flag (see --help).")
         if FLAGS.help:
-            print(_help(description))
+            print(_help(description), flush=True)
+        elif FLAGS.version:
+            print(__version__, flush=True)
         else:
             with signals_raised():
                 _show_log()
                 main(read(settings))
+            sys.stdout.flush()  # here, where it can still be said that it failed
     except UserError as error:
         _exit(2, f"Error: {error}")
     except MachineError as error:
@@ -309,19 +324,44 @@ def _device_failure(error: Exception) -> str | None:
 
 
 def _show_log() -> None:
-    """Show the store's messages as plain lines, above a progress bar if there is one."""
-    from tqdm import tqdm
+    """Show the store's messages as plain lines, in place of how far the work is."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            tqdm.write(self.format(record), file=sys.stderr)
+            print(f"{erased()}{self.format(record)}", file=sys.stderr, flush=True)
 
     store.log.addHandler(Lines())
     store.log.propagate = False
 
 
+def _mend_streams() -> None:
+    """Let what is printed go nowhere where a stream is closed, and spell out characters that its encoding lacks."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which no other file shall have
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w"))
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def erased() -> str:
+    """Return what erases the line of a terminal that says how far the work is; nothing elsewhere."""
+    return "\r\033[K" if sys.stderr.isatty() else ""
+
+
 def _exit(code: int, message: str) -> None:
-    print(" ".join(message.splitlines()), file=sys.stderr)  # what libraries say may have line breaks
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)  # the end has come already
+    for stream, text in ((sys.stdout, ""), (sys.stderr, " ".join(message.splitlines()) + "\n")):  # of a library's lines
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:  # a full disk, or nobody reads; Python shall not fail over it again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from large_batch.correlations import RankCorrelation
 from large_batch.spectrum import Density
 from large_batch.tracking import Tracked
 
@@ -16,8 +17,8 @@ def spectral_densities(densities: dict[str, dict[str, Density]], title: str) -> 
     """Draw the spectrum of the Hessian at each minimizer, a row for the whole network (named "") and for each layer.
 
     Left the density, with bells of one width for all of a row, on a logarithmic scale; right how many eigenvalues are
-    above a value, both axes logarithmic; dotted, how many are below minus this value. The bands are two standard errors over the random vectors. `densities` are by
-    layer, then by the minimizers' labels.
+    above a value, both axes logarithmic; dotted, how many are below minus this value. The bands are two standard errors
+    over the random vectors. `densities` are by layer, then by the minimizers' labels.
     """
     figure = Figure(figsize=(10, 0.6 + 3.6 * len(densities)), layout="constrained")
     rows = figure.subplots(len(densities), 2, squeeze=False)
@@ -76,6 +77,34 @@ def edge_of_stability(tracked: dict[str, list[Tracked]], steps: dict[str, int], 
     figure.suptitle(title)
     handles, labels = several[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def measures_and_gap(rows: list[dict], ranks: dict[str, RankCorrelation], title: str) -> Figure:
+    """Draw the generalisation gap (percent points) against each measure, a panel and its rank correlation for each.
+
+    `rows` are the minimizers, with `gap`, `batch_size` and the measures; colour and marker say the batch size.
+    """
+    columns = min(3, len(ranks))
+    lines = -(-len(ranks) // columns)
+    figure = Figure(figsize=(1 + 3.2 * columns, 1.2 + 2.8 * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+    sizes = sorted({row["batch_size"] for row in rows})
+    for axes, (measure, rank) in zip(panels, ranks.items(), strict=False):
+        for number, size in enumerate(sizes):
+            group = [row for row in rows if row["batch_size"] == size and row[measure] is not None]
+            style = {"color": COLORS[number % len(COLORS)], "marker": "osD^vP"[number % 6], "ls": "", "ms": 5}
+            axes.plot([row[measure] for row in group], [row["gap"] for row in group], label=f"{size:,}", **style)
+        if all(row[measure] is None or row[measure] > 0 for row in rows):
+            axes.set_xscale("log")
+        axes.set_title(f"{measure}: {rank}", fontsize="medium")
+        _grid(axes)
+    for axes in panels[len(ranks) :]:
+        axes.set_visible(False)
+    figure.supylabel("Training less test accuracy (points)")
+    figure.suptitle(title)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, title="batch size")
     return figure
 
 

@@ -6,6 +6,7 @@ the source, the arrays are the same bytes.
 """
 
 import hashlib
+import io
 import math
 import re
 import sys
@@ -19,9 +20,9 @@ from typing import IO, NamedTuple
 import numpy as np
 import psutil
 
-from large_batch import archives, dataset_sources, store, timit
+from large_batch import archives, dataset_sources, files, timit
 from large_batch.dataset_sources import Arrays
-from large_batch.errors import MachineError, UserError
+from large_batch.errors import MachineError, UserError, no_such
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,34 +70,43 @@ class DataSet:
         return replace(self, x_train=x_train, x_test=x_test)
 
 
+class _UnsuitableError(ValueError):
+    """Arrays that are not of the kind they should be."""
+
+
 class Kind(NamedTuple):
-    """What is known of a data set beforehand: a sample's shape and type; the digest of its arrays where published."""
+    """What is known of a data set beforehand: a sample's shape and type; where published, the digest of its arrays and
+    the samples of its halves."""
 
     name: str
     shape: tuple[int, ...]
     dtype: type
     classes: int
     digest: str = ""
+    samples: tuple[int, ...] = ()
 
 
+LONGEST_HEADER = 16_384  # bytes of a .npy file; numpy itself refuses such of more than 10,000
+MNIST = "4174aeaebcdbd197fae1faafb23a4f6b91d700a73237f197921c00d10963b453"
+CIFAR10 = "e37b2909d96d83a3ae21207dbefe21206fba4154d597c77bd59a0b28cf5e8211"
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("mnist", (28, 28), np.uint8, 10, "4174aeaebcdbd197fae1faafb23a4f6b91d700a73237f197921c00d10963b453"),
-        Kind("cifar10", (32, 32, 3), np.uint8, 10, "e37b2909d96d83a3ae21207dbefe21206fba4154d597c77bd59a0b28cf5e8211"),
+        Kind("mnist", (28, 28), np.uint8, 10, MNIST, (60_000, 10_000)),
+        Kind("cifar10", (32, 32, 3), np.uint8, 10, CIFAR10, (50_000, 10_000)),
         Kind("cifar100", (32, 32, 3), np.uint8, 100),
         Kind("timit", (360,), np.float32, 1973),
         Kind("digits", (8, 8), np.uint8, 10),
     )
 }
-NAMES = tuple(KINDS)
+TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "timit": "TIMIT"}  # as they are written
 
 
 def load(name: str, data_dir: str | Path) -> DataSet:
     """Load a data set; one line on stderr says which source was used.
 
     Args:
-        name: One of NAMES: mnist with x (n, 28, 28) uint8, cifar10 and cifar100 (n, 32, 32, 3) uint8, timit (n, 360)
+        name: One of KINDS: mnist with x (n, 28, 28) uint8, cifar10 and cifar100 (n, 32, 32, 3) uint8, timit (n, 360)
             float32, digits (n, 8, 8) uint8. Or the path of your own .npz file, with x_train and x_test (n, ...) of
             uint8 or floats, y_train and y_test (n,) or (n, 1) of integers from 0 on.
         data_dir: The folder of the known sets' files; one that had to be fetched is left there as `<name>.npz`.
@@ -106,12 +116,9 @@ def load(name: str, data_dir: str | Path) -> DataSet:
         MachineError: No source answers, or the cache cannot be written.
     """
     kind, path = KINDS.get(name), Path(data_dir) / f"{name}.npz"
+    check_name(name)
     if name.endswith(".npz"):
-        if not _exists(Path(name)):
-            raise UserError(f"There is no data file {name}.")
         data = _from_file(Path(name), None)
-    elif kind is None:
-        raise UserError(f"There is no data set {name!r}; choose one of {', '.join(NAMES)}, or give an .npz file.")
     elif name == "digits":
         data = _data_set(dataset_sources.scikit_digits(), kind, "scikit-learn's 8x8 digits")
     elif _exists(path):
@@ -126,6 +133,14 @@ def load(name: str, data_dir: str | Path) -> DataSet:
     return data
 
 
+def check_name(name: str) -> None:
+    """Raise `UserError` unless there is a data set of that name, or such a file."""
+    if not name.endswith(".npz") and name not in KINDS:
+        raise no_such("data set", name, KINDS, ", or give an .npz file")
+    if name.endswith(".npz") and not _exists(Path(name)):
+        raise UserError(f"There is no data file {name}.")
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -135,12 +150,30 @@ def _exists(path: Path) -> bool:
 
 def _from_file(path: Path, kind: Kind | None) -> DataSet:
     """The data set in a file; without a kind, a user's own, which is of the kind that its arrays make it."""
-    arrays = _read(path, kind)
     try:
-        return _data_set(arrays, kind or _own_kind(path, arrays), f"file {path}")
-    except ValueError as error:
+        with zipfile.ZipFile(path) as file:
+            if missing := [key for key in Arrays._fields if f"{key}.npy" not in file.namelist()]:
+                raise UserError(f"{path} lacks {missing[0]}; it should be {_wanted(kind)}.")
+            promised = Arrays(*(_promised(file.open(f"{key}.npy")) for key in Arrays._fields))
+            kind_of_file = kind or _own_kind(path, promised)
+            _check(promised, kind_of_file)
+            # What is neither pixels nor float32 is copied into four bytes a value.
+            sizes = [array.itemsize + (0 if array.dtype in (np.uint8, np.float32) else 4) for array in promised]
+            needed = sum(array.size * size for array, size in zip(promised, sizes, strict=True))
+            if needed > (free := psutil.virtual_memory().available):
+                raise UserError(
+                    f"The arrays of {path} need {needed / 1e9:,.1f} GB of memory, of which {free / 1e9:,.1f} GB are "
+                    "free; use fewer samples or a larger machine."
+                )
+            arrays = Arrays(*(np.lib.format.read_array(file.open(f"{key}.npy")) for key in Arrays._fields))
+        return _data_set(arrays, kind_of_file, f"file {path}")
+    except _UnsuitableError as error:
         remedy = "delete it or put the right file there" if kind else f"it should be {_wanted(kind)}"
         raise UserError(f"{path} cannot be used: {error}; {remedy}.") from error
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes the libraries raise nearly anything
+        raise UserError(f"{path} is not a readable .npz file ({_short(error)}); delete or replace it.") from error
 
 
 def _from_kaldi(path: Path, kind: Kind) -> DataSet:
@@ -173,74 +206,64 @@ def _from_published(path: Path, read: Callable[[], tuple[np.ndarray, ...]], kind
         raise UserError(f"{path} cannot be used: {_short(error)}; delete it or put the right file there.") from error
 
 
-def _read(path: Path, kind: Kind | None) -> Arrays:
-    """The arrays as they are in the file, unless its headers tell of more than there is memory for."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            if missing := [key for key in Arrays._fields if f"{key}.npy" not in file.namelist()]:
-                raise UserError(f"{path} lacks {missing[0]}; it should be {_wanted(kind)}.")
-            needed = sum(_bytes_needed(file.open(f"{key}.npy")) for key in Arrays._fields)
-            if needed > (free := psutil.virtual_memory().available):
-                raise UserError(
-                    f"The arrays of {path} need {needed / 1e9:,.1f} GB of memory, of which {free / 1e9:,.1f} GB are "
-                    "free; use fewer samples or a larger machine."
-                )
-            return Arrays(*(np.lib.format.read_array(file.open(f"{key}.npy")) for key in Arrays._fields))
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # a damaged file makes the libraries raise nearly anything
-        raise UserError(f"{path} is not a readable .npz file ({_short(error)}); delete or replace it.") from error
-
-
-def _bytes_needed(content: IO[bytes]) -> int:
-    """What an array takes, told by the header at the start of its file: what is neither pixels nor float32 is copied
-    into four bytes a value."""
-    old = np.lib.format.read_magic(content) == (1, 0)
-    header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-    shape, _, dtype = header(content)
-    return math.prod(shape) * (dtype.itemsize + (0 if dtype in (np.uint8, np.float32) else 4))
+def _promised(content: IO[bytes]) -> np.ndarray:
+    """The array that the header at the start of a file tells of, without its values, and so without their memory."""
+    start = io.BytesIO(content.read(LONGEST_HEADER))
+    old = np.lib.format.read_magic(start) == (1, 0)
+    shape, _, dtype = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(start)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _own_kind(path: Path, arrays: Arrays) -> Kind:
-    """What a user's arrays say they are; whether that is sound is left to the checks."""
-    highest = [int(y.max()) for y in (arrays.y_train, arrays.y_test) if y.size and y.dtype.kind in "iu"]
+    """What a user's arrays say they are, but for the number of classes; whether that is sound is left to the checks."""
     return Kind(
         name=re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem),
         shape=arrays.x_train.shape[1:],
         dtype=np.uint8 if arrays.x_train.dtype == np.uint8 else np.float32,
-        classes=min(max([0, *highest]), np.iinfo(np.int32).max) + 1,
+        classes=0,
     )
 
 
 def _data_set(arrays: Arrays, kind: Kind, source: str) -> DataSet:
-    """The arrays in their loaded types; raises ValueError with a clause that says what is wrong with them."""
-    train = _checked_half("train", arrays.x_train, arrays.y_train, kind)
-    test = _checked_half("test", arrays.x_test, arrays.y_test, kind)
+    """The arrays in their loaded types; raises `_UnsuitableError` with a clause that says what is wrong with them."""
+    _check(arrays, kind)
+    highest = min(max(0, *(int(y.max()) for y in (arrays.y_train, arrays.y_test))), np.iinfo(np.int32).max - 1)
+    classes = kind.classes or highest + 1
+    train = _converted_half("train", arrays.x_train, arrays.y_train, kind, classes)
+    test = _converted_half("test", arrays.x_test, arrays.y_test, kind, classes)
     digest = _digest(Arrays(*train, *test))
     if kind.digest and kind.digest != digest:
-        raise ValueError(f"it is not the published {kind.name} data set (its digest differs)")
-    return DataSet(kind.name, *train, *test, kind.classes, digest, source)
+        raise _UnsuitableError(f"it is not the published {kind.name} data set (its digest differs)")
+    return DataSet(kind.name, *train, *test, classes, digest, source)
 
 
-def _checked_half(half: str, x: np.ndarray, y: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    if x.shape[1:] != kind.shape:
-        raise ValueError(f"x_{half} has samples of shape {x.shape[1:]} instead of {kind.shape}")
-    if x.dtype != kind.dtype and not (kind.dtype is np.float32 and x.dtype.kind == "f"):
-        raise ValueError(f"x_{half} holds {x.dtype} instead of {kind.dtype.__name__}")
-    if x.ndim == 0 or x.size == 0:
-        raise ValueError(f"x_{half} is {'empty' if x.ndim else 'a single number'}")
-    if y.shape != (len(x),):
-        raise ValueError(f"y_{half} has shape {y.shape} where x_{half} has {len(x)} samples")
-    if y.dtype.kind not in "iu":
-        raise ValueError(f"y_{half} holds {y.dtype} instead of integer labels")
-    if y.min() < 0 or y.max() >= kind.classes:
-        raise ValueError(f"y_{half} has labels from {y.min()} to {y.max()} instead of 0 to {kind.classes - 1}")
+def _check(arrays: Arrays, kind: Kind) -> None:
+    """Raise `_UnsuitableError` for shapes and types that are not of the kind; the values are not looked at."""
+    for half, x, y in (("train", arrays.x_train, arrays.y_train), ("test", arrays.x_test, arrays.y_test)):
+        if x.shape[1:] != kind.shape:
+            raise _UnsuitableError(f"x_{half} has samples of shape {x.shape[1:]} instead of {kind.shape}")
+        if x.dtype != kind.dtype and not (kind.dtype is np.float32 and x.dtype.kind == "f"):
+            raise _UnsuitableError(f"x_{half} holds {x.dtype} instead of {kind.dtype.__name__}")
+        if x.ndim == 0 or x.size == 0:
+            raise _UnsuitableError(f"x_{half} is {'empty' if x.ndim else 'a single number'}")
+        if y.shape not in ((len(x),), (len(x), 1)):
+            raise _UnsuitableError(f"y_{half} has shape {y.shape} where x_{half} has {len(x)} samples")
+        if y.dtype.kind not in "iu":
+            raise _UnsuitableError(f"y_{half} holds {y.dtype} instead of integer labels")
+    if kind.samples and kind.samples != (len(arrays.x_train), len(arrays.x_test)):
+        raise _UnsuitableError(f"it is not the published {kind.name} data set (which has {kind.samples} samples)")
+
+
+def _converted_half(half: str, x: np.ndarray, y: np.ndarray, kind: Kind, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    if y.min() < 0 or y.max() >= classes:
+        raise _UnsuitableError(f"y_{half} has labels from {y.min()} to {y.max()} instead of 0 to {classes - 1}")
     with np.errstate(over="ignore"):
         x = np.ascontiguousarray(x, kind.dtype)
     if x.dtype.kind == "f" and not np.isfinite(x).all():
-        raise ValueError(f"x_{half} holds NaN or infinite values")
-    return x, y.astype(np.int32)
+        raise _UnsuitableError(f"x_{half} holds NaN or infinite values")
+    return x, y.reshape(-1).astype(np.int32)
 
 
 def _digest(arrays: Arrays) -> str:
@@ -252,7 +275,7 @@ def _digest(arrays: Arrays) -> str:
 
 
 def _fetched(path: Path, kind: Kind) -> DataSet:
-    store.check_writable(path.parent)
+    files.check_writable(path.parent)
     failures = []
     for source, fetch in dataset_sources.sources(kind.name, kind.shape):
         try:
@@ -261,7 +284,7 @@ def _fetched(path: Path, kind: Kind) -> DataSet:
             failures.append(f"{source}: {_short(error)}")
             print(f"{kind.name}: no data from {failures[-1]}", file=sys.stderr)
         else:
-            with store.writing(path) as temporary:
+            with files.writing(path) as temporary:
                 np.savez(temporary, **{key: getattr(data, key) for key in Arrays._fields})
             return data
     raise MachineError(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from large_batch import store
+from large_batch import files
 from large_batch.backend import keras, tf
 from large_batch.errors import BusyError, MachineError, UserError
 
@@ -112,7 +112,7 @@ class Replicas:
 
     @contextmanager
     def lock(self, path: str | Path, wait: bool = True) -> Iterator[None]:
-        """Hold `store.lock`, which the chief takes for all machines; raises `UserError` if they do not do the same."""
+        """Hold `files.lock`, which the chief takes for all machines; raises `UserError` if they do not do the same."""
         if not self._equal(zlib.crc32(Path(path).name.encode())):
             raise UserError(
                 "The workers of TF_CONFIG were started with different settings; give all of them the same command."
@@ -121,7 +121,7 @@ class Replicas:
             busy = None
             if self.chief:
                 try:
-                    held.enter_context(store.lock(path, wait))
+                    held.enter_context(files.lock(path, wait))
                 except BusyError as error:
                     busy = error
             if self.broadcast(busy is not None):
@@ -173,7 +173,7 @@ def choose(name: str) -> Replicas:
 
 def _several_machines(machines: int) -> Replicas:
     """Join the cluster. No Python runs during the wait for others, so signals must end the process themselves."""
-    store.log.warning(
+    files.log.warning(
         "Waiting for all %d workers of TF_CONFIG; without them this process ends after %d seconds.",
         machines,
         START_SECONDS,
@@ -208,16 +208,36 @@ def failure(error: Exception) -> str | None:
     return None
 
 
+def device() -> str:
+    """Return what computes: "CPU", or the names of the GPUs."""
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+    return ", ".join(names) or "CPU"
+
+
 def free_bytes() -> int:
     """Return the memory that this process may still take: the machine's, or the container's where that is less."""
-    free, used = psutil.virtual_memory().available, psutil.Process().memory_info().rss
+    return min([psutil.virtual_memory().available, *(limit - used_bytes() for limit in _limits())])
+
+
+def total_bytes() -> int:
+    """Return the memory that this process could have if there were no others."""
+    return min([psutil.virtual_memory().total, *_limits()])
+
+
+def used_bytes() -> int:
+    """Return the memory that this process has."""
+    return psutil.Process().memory_info().rss
+
+
+def _limits() -> Iterator[int]:
+    """Yield the limits of the containers that this process is in."""
     root = Path("/sys/fs/cgroup")
     with suppress(OSError):
         inner = root / Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
         for group in (inner, *inner.parents):
             with suppress(OSError, ValueError):  # a group may have no limit: "max"
-                free = min(free, int((group / "memory.max").read_text()) - used)
-    return free
+                yield int((group / "memory.max").read_text())
 
 
 def _workers() -> list[str]:
@@ -232,5 +252,5 @@ def _workers() -> list[str]:
         if mine not in addresses or not all(re.fullmatch(r".+:\d+", address) for address in addresses):
             raise ValueError
         return addresses
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"TF_CONFIG does not say which worker of which cluster this is; {TF_CONFIG_HELP}.") from error

@@ -1,9 +1,11 @@
 """How work ends early: errors with a remedy, and signals (see `cli.run`)."""
 
+import difflib
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -11,6 +13,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class UserError(ValueError):
     """A request that cannot be met as asked; the message is one sentence with the remedy (exit code 2)."""
+
+
+def no_such(kind: str, name: str, choices: Iterable[str], more: str = "") -> UserError:
+    """Return the error of a name that does not exist, with the one that it resembles and what may be chosen."""
+    by_word = {choice.casefold(): choice for choice in choices}
+    near = difflib.get_close_matches(name.casefold(), by_word, n=1)
+    meant = f" (did you mean {by_word[near[0]]}?)" if near else ""
+    return UserError(f"There is no {kind} '{name}'{meant}; choose one of {', '.join(by_word.values())}{more}.")
 
 
 class MachineError(RuntimeError):
@@ -40,28 +50,55 @@ class Signals:
     first: int | None = None
 
     def _note(self, signum: int, _: FrameType | None) -> None:
-        if self.first is not None:
-            raise Interrupted(signum)  # asked twice: stop here and now, with what was last written
-        self.first = signum
+        self.first = self.first or signum  # a second one shall not lose what is about to be kept
 
 
 @contextmanager
 def signals_raised() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM raise `Interrupted`: nothing is at stake."""
+    """Within, SIGINT and SIGTERM raise `Interrupted`: nothing is at stake. They are acknowledged at once."""
 
     def interrupt(signum: int, _: FrameType | None) -> None:
         raise Interrupted(signum)
 
-    with _handled_by(interrupt):
+    with _handled_by(interrupt), _acknowledged():
         yield
 
 
 @contextmanager
 def signals_noted() -> Iterator[Signals]:
-    """Within, the first signal is only noted, for work that stops where all is kept; a second one raises."""
+    """Within, signals are only noted, for work that stops where all is kept."""
     signals = Signals()
     with _handled_by(signals._note):
         yield signals
+
+
+@contextmanager
+def _acknowledged() -> Iterator[None]:
+    """Within, a thread says that a signal has arrived, also while TensorFlow computes and no handler can run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def say() -> None:
+        words = b"\nStopping: what is in hand comes to its end or is kept first.\n"
+        while arrived := os.read(reading, 1):
+            if arrived[0] in SIGNALS:
+                with suppress(OSError):  # standard error may be closed
+                    os.write(2, words)
+                words = b"\nStopping already.\n"
+
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)  # ends the thread
+        thread.join()
+        os.close(reading)
 
 
 @contextmanager

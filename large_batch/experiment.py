@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import io
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from large_batch import datasets, distribution, figures, optimizers, paper, remedies, store, tables
+import numpy as np
+
+from large_batch import datasets, distribution, figures, files, optimizers, paper, remedies, store, tables
 from large_batch.claims import Claim
 from large_batch.cli import RepeatedSettings, Settings
 from large_batch.datasets import DataSet
@@ -20,8 +22,10 @@ from large_batch.measurements import EvaluationRequest, Measured, SharpnessReque
 from large_batch.minimizers import Minimizers
 from large_batch.named import split
 from large_batch.networks import STATISTICS, Network, Problem
+from large_batch.recipes import Recipe
 from large_batch.runner import Item, Place, Runner
-from large_batch.training import Epoch, Recipe
+from large_batch.scalars import Scalars
+from large_batch.training import Epoch
 
 
 @dataclass(frozen=True)
@@ -69,20 +73,24 @@ class Experiment:
         """
         chosen = ",".join(map(remedies.canonical, split(settings.remedy))) if settings.remedy else None
         settings = dataclasses.replace(settings, optimizer=optimizers.canonical(settings.optimizer), remedy=chosen)
-        origin = store.provenance()
         replicas = replicas or distribution.choose(settings.strategy)  # before TensorFlow does anything
+        origin = store.provenance(distribution.device())
         network = get(settings.network)
         if settings.definition not in network.definitions:
             raise UserError(f"There is no definition '{settings.definition}' of {network.name}.")
         folders = [settings.figure_dir] if figures else []
-        store.check_writable(*folders, settings.result_dir, settings.run_dir)
+        folders += [settings.tensorboard] if settings.tensorboard else []
+        files.check_writable(*folders, settings.result_dir, settings.run_dir)
         if not (name := settings.dataset or network.dataset):
             raise UserError(f"Name the data set of {network.name}: --dataset=my_data.npz, mnist, cifar10, ...")
         data = datasets.load(name, settings.data_dir).reshape_to(network.input_shape)
         samples = len(data.x_train)
         usual = type(settings)().resolve(network, samples)
         minimizers = Minimizers(network, data, settings.run_dir, replicas)
-        return cls(settings.resolve(network, samples), usual, minimizers, origin)
+        experiment = cls(settings.resolve(network, samples), usual, minimizers, origin)
+        longest = f"{experiment.name('training_curves')}-sharpness.png"  # of any script
+        files.check_writable(*folders, settings.result_dir, name=longest)
+        return experiment
 
     @property
     def network(self) -> Network:
@@ -166,7 +174,9 @@ class Experiment:
     def runner(self) -> Runner:
         """Trains and measures."""
         settings = self.settings
-        return Runner(self.minimizers, settings.definition, self.origin, retrain=settings.retrain, wait=settings.wait)
+        scalars = Scalars(settings.tensorboard) if settings.tensorboard else None
+        how = {"retrain": settings.retrain, "wait": settings.wait, "scalars": scalars}
+        return Runner(self.minimizers, settings.definition, self.origin, **how)
 
     def run(self, recipes: Sequence[Recipe], asked: Sequence[Item]) -> dict[Item, Measured] | None:
         """Return what `Runner.run` does; None where another process reports the results."""
@@ -238,8 +248,13 @@ class Experiment:
         own = [self.problem.architecture] if self.network.own else []
         if self.data.name != self.network.dataset or not self.known_data:
             own.append(self.data.name if self.known_data else f"{self.data.name}-{self.data.digest[:8]}")
-        words = [self.network.name, kind, *own, *map(shortened, self.settings.words(self.usual))]
-        return "-".join(word for word in words if word)
+        words = [
+            self.network.name,
+            kind,
+            *own,
+            *(files.shortened(word, 60) for word in self.settings.words(self.usual)),
+        ]
+        return files.shortened("-".join(word for word in words if word), store.LONGEST_NAME)
 
     def title(self, what: str, sharpness: bool = True) -> str:
         """Return a heading of two lines for a figure or table, with or without sharpness in it."""
@@ -247,10 +262,11 @@ class Experiment:
         if sharpness and self.sharpness_samples:
             what += f", sharpness over the first {self.sharpness_samples:,} samples"
         seeds = f"{settings.trials} trials" if several and settings.trials > 1 else f"seed {settings.seed}"
+        data = datasets.TITLES.get(self.data.name, self.data.name) if self.known_data else self.data.name
         definition = f" ({settings.definition} definition)" if len(self.network.definitions) > 1 else ""
         named = [settings.optimizer] * (settings.optimizer != self.usual.optimizer) + [settings.remedy or ""]
         how = "".join(f", {text}" for text in (*named, "until converged" * settings.until_converged) if text)
-        return f"{what}\n{self.network.name} on {self.data.name}{definition}, {seeds}{how}"
+        return f"{what}\n{self.network.name} on {data}{definition}, {seeds}{how}"
 
     def report(
         self,
@@ -316,23 +332,26 @@ class Experiment:
         summary: dict[str, Any],
         drawn: dict[str, Any],
         more: dict[str, list] | None = None,
+        arrays: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """Write rows as .csv, a summary with all settings as .json, and figures; print where they are."""
-        name = self.name(kind)
-        result = Path(self.settings.result_dir) / name
-        for suffix, table in {"": rows, **(more or {})}.items():
-            if table:
-                store.write_csv(result.with_name(f"{name}{suffix}.csv"), table)
+        """Write rows as .csv, arrays as .npz, a summary with all settings as .json, and figures; print where."""
+        figure_stem, result = (
+            f"{Path(folder) / self.name(kind)}" for folder in (self.settings.figure_dir, self.settings.result_dir)
+        )
+        of = {"network": self.network.name, "dataset": self.data.name}
         content = {"problem": self.problem, "settings": self.settings, "data_source": self.data.source, **summary}
         content["provenance"] = self.origin.after(time.monotonic() - self.began)
-        store.write_json(result.with_name(f"{name}.json"), content)
-        written: list[Path] = []
-        for suffix, figure in drawn.items():
-            written += figures.save(figure, Path(self.settings.figure_dir) / f"{name}{suffix}")
-        shown = f"Figures: {', '.join(map(str, written))}; numbers" if written else "Numbers"
+        pictures, numbers = {}, {}
+        for part, figure in drawn.items():
+            pictures |= figures.drawn(figure, f"{figure_stem}{part}")
+        for part, table in {"": rows, **(more or {})}.items():
+            if table:
+                table = [of | (row if isinstance(row, dict) else vars(row)) for row in table]
+                numbers[f"{result}{part}.csv"] = store.csv_bytes(table)
+        if arrays:
+            np.savez(packed := io.BytesIO(), **arrays)
+            numbers[f"{result}.npz"] = packed.getvalue()
+        # All or nothing, and the .json last: who finds it finds the others.
+        files.write_all({**pictures, **numbers, f"{result}.json": store.json_bytes(content)})
+        shown = f"Figures: {', '.join(map(str, pictures))}; numbers" if pictures else "Numbers"
         print(f"\n{shown}: {result}.json" + (f", {result}.csv" if rows else ""))
-
-
-def shortened(text: str) -> str:
-    """Return a part of a file's name, the end of a long one replaced by its digest."""
-    return text if len(text) <= 60 else f"{text[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
 
-from large_batch import store
 from large_batch.breakpoints import Breakpoint
 from large_batch.paper import EPSILONS, CurvePoint
+from large_batch.sharpness_metric import MEASURES
 
-LOSS, ACCURACY, LOSS_MUTED, ACCURACY_MUTED = "#1f4fd8", "#d62222", "#b4c3ea", "#efb9b9"
-GROWING = "#2a8c3c"
+# Blue, vermilion and black of Okabe and Ito's palette, which the colour-blind tell apart, too; lighter for the original
+LOSS, ACCURACY, GROWING, LOSS_MUTED, ACCURACY_MUTED = "#0072b2", "#d55e00", "#000000", "#a9cfe5", "#f2c6a0"
+REGIMES = (("o", LOSS), ("s", ACCURACY), ("^", GROWING))  # marker and colour of SB, LB and a growing batch
 KINDS = "loss", "clipped_loss"
 MARKERS = dict(zip(EPSILONS, ("o", "s"), strict=True))  # of sharpness
 
@@ -30,24 +32,22 @@ MEASURE_TITLES = {
 }
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write the figure as `<stem>.pdf` and `<stem>.png`; return the paths."""
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    for path in paths:
-        drawn = io.BytesIO()  # in memory first, since on a full disk matplotlib raises errors of its own
+def drawn(figure: Figure, stem: str | Path) -> dict[Path, bytes]:
+    """Return what the files `<stem>.pdf` and `<stem>.png` of the figure hold."""
+    contents = {}
+    for kind in ("pdf", "png"):
+        content = io.BytesIO()
         # No date inside, so that the same curves give the same file.
-        metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-        figure.savefig(drawn, dpi=150, format=path.suffix[1:], metadata=metadata)
-        with store.writing(path) as temporary:
-            temporary.write_bytes(drawn.getvalue())
-    return paths
+        figure.savefig(content, dpi=150, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
+        contents[Path(f"{stem}.{kind}")] = content.getvalue()
+    return contents
 
 
 def parametric_plot(
     alphas: list[float], points: list, original: list[CurvePoint], title: str, path_label: str
 ) -> Figure:
-    """Draw Figure 3 or 7: cross-entropy (left, blue) and accuracy (right, red) against alpha, training set solid and
-    test set dashed, with the original's curves behind in muted tones where there are any.
+    """Draw Figure 3 or 7: cross-entropy (left, blue) and accuracy (right, vermilion, with dots) against alpha, training
+    set solid and test set dashed, with the original's curves behind in muted tones where there are any.
 
     `points` are `measurements.Evaluated`, one an alpha; the curves have a gap where the loss is not finite. Where Keras
     1's clipping of the softmax changes the loss visibly, the clipped loss, which is what the original shows, is drawn
@@ -62,7 +62,8 @@ def parametric_plot(
     ):
         for half, line in (("train", "-"), ("test", "--")):
             left.plot(places, _numbers(curve, f"{half}_loss"), line, color=loss, lw=width)
-            right.plot(places, _numbers(curve, f"{half}_accuracy"), line, color=accuracy, lw=width)
+            style = {"lw": width, "marker": "o" if curve is points else "", "ms": 3.5}
+            right.plot(places, _numbers(curve, f"{half}_accuracy"), line, color=accuracy, **style)
     exact, clip = (np.array([_numbers(points, f"{half}_{kind}") for half in ("train", "test")]) for kind in KINDS)
     clipped = (exact > 1.01 * clip + 0.01).any()
     if clipped:
@@ -75,12 +76,19 @@ def parametric_plot(
     left.set_title(title)
     _grid(left)
 
-    entries = [Line2D([], [], color="0.2", ls="-", label="train"), Line2D([], [], color="0.2", ls="--", label="test")]
+    entries = [
+        Line2D([], [], color=LOSS, label="loss"),
+        Line2D([], [], color=ACCURACY, marker="o", ms=3.5, label="accuracy"),
+        Line2D([], [], color="0.2", ls="-", label="train"),
+        Line2D([], [], color="0.2", ls="--", label="test"),
+    ]
     if clipped:
-        entries.append(Line2D([], [], color=LOSS, ls=":", label="loss, softmax clipped as in Keras 1"))
+        entries.append(Line2D([], [], color=LOSS, ls=":", label="loss clipped as in Keras 1"))
     if original:
-        entries.append(Line2D([], [], color="0.75", lw=3.5, label="original figure"))
-    figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False)
+        entries.append(Line2D([], [], color="0.75", lw=3.5, label="original"))
+    figure.legend(
+        handles=entries, loc="outside lower center", ncols=len(entries) if len(entries) < 6 else 3, frameon=False
+    )
     return figure
 
 
@@ -142,15 +150,17 @@ class Curve:
 
 
 def training_curves(curves: list[Curve], title: str, switches: Sequence[int] = ()) -> Figure:
-    """Draw Figure 2: training (solid) and testing (dashed) accuracy against epochs, SB blue, LB red, a growing batch
-    green, whose `switches` are marked; over several trials the mean within one sample deviation."""
+    """Draw Figure 2: training (solid) and testing (dashed) accuracy against epochs of SB (dots), LB (squares) and a
+    growing batch (triangles), whose `switches` are marked; over several trials the mean within one sample deviation."""
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    for curve, color in zip(curves, (LOSS, ACCURACY, GROWING), strict=False):
+    for place, (curve, (marker, color)) in enumerate(zip(curves, REGIMES, strict=False)):
         for half, line in (("train", "-"), ("test", "--")):
             trials = np.array(getattr(curve, half))
             epochs, mean = np.arange(1, trials.shape[1] + 1), trials.mean(axis=0)
-            axes.plot(epochs, mean, line, color=color, lw=1.6, label=f"{curve.label}, {half}")
+            every = max(1, len(epochs) // 10)
+            style = {"marker": marker, "ms": 4.5, "markevery": (place * every // 3, every), "lw": 1.4}
+            axes.plot(epochs, mean, line, color=color, label=f"{curve.label}, {half}", **style)
             if len(trials) > 1:
                 deviation = trials.std(axis=0, ddof=1)
                 axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.15, lw=0)
@@ -169,35 +179,40 @@ def training_curves(curves: list[Curve], title: str, switches: Sequence[int] = (
 
 def sharpness_by_loss(iterates: dict[str, list], title: str) -> Figure:
     """Draw Figure 6, both axes logarithmic: sharpness at both epsilons against the cross-entropy of the iterates of SB
-    (dashed) and LB (solid), the starting point among them; `iterates` are `Solution`s by regime, by epoch."""
+    (dashed, hollow) and LB (solid, filled), the starting point among them; `iterates` are `Solution`s by regime, by
+    epoch. Arrows show the direction of time."""
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    for (regime, rows), color, line in zip(iterates.items(), (LOSS, ACCURACY), ("--", "-"), strict=True):
+    for (regime, rows), (_, color), line in zip(iterates.items(), REGIMES[:2], ("--", "-"), strict=True):
         for epsilon, marker in MARKERS.items():
             resolved = [row for row in rows if row.sharpness_at(epsilon) is not None]
-            losses, values = [row.train_loss for row in resolved], [row.sharpness_at(epsilon) for row in resolved]
-            axes.plot(losses, values, line, color=color, marker=marker, ms=5, lw=0.7, label=f"{regime} - {epsilon:g}")
+            places = [(row.train_loss, row.sharpness_at(epsilon)) for row in resolved]
+            style = {"marker": marker, "ms": 5, "lw": 0.7, "mfc": color if line == "-" else "white"}
+            axes.plot(*np.reshape(places, (-1, 2)).T, line, color=color, label=_at(regime, epsilon), **style)
+            for begin, end in list(pairwise(places))[:: max(1, len(places) // 6)]:
+                arrow = {"arrowstyle": "-|>", "color": color, "lw": 0, "mutation_scale": 15}
+                axes.annotate("", np.sqrt(np.multiply(begin, end)), begin, arrowprops=arrow)
     axes.set_xscale("log")
     _logarithmic(axes)
-    axes.set_xlabel("Cross Entropy (training set)")
+    axes.set_xlabel("Cross Entropy (training set); arrows point to later epochs")
     axes.set_ylabel("Sharpness (%)")
     axes.set_title(title)
     _grid(axes)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def batch_size_sweep(rows: list, threshold: Breakpoint | None, title: str) -> Figure:
-    """Draw Figure 4: testing accuracy (left, blue) and sharpness at both epsilons (right, red) against the batch size;
-    the `threshold` is marked, and its interval shaded. `rows` are `Solution`s. The paper's axes are linear, but batch
-    sizes and sharpness span orders of magnitude."""
+    """Draw Figure 4: testing accuracy (left, blue) and sharpness at both epsilons (right, vermilion) against the batch
+    size; the `threshold` is marked, and its interval shaded. `rows` are `Solution`s. The paper's axes are linear, but
+    batch sizes and sharpness span orders of magnitude."""
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     left = figure.add_subplot()
     right = left.twinx()
     sizes = sorted({row.batch_size for row in rows})
-    _with_trials(left, sizes, rows, lambda row: row.test_accuracy, color=LOSS, fmt="-o", label="test accuracy")
+    _with_trials(left, sizes, rows, lambda row: row.test_accuracy, color=LOSS, fmt="-D", label="test accuracy")
     for epsilon, marker in MARKERS.items():
-        style = dict(color=ACCURACY, fmt=f"--{marker}", label=f"sharpness, {epsilon:g}")
+        style = dict(color=ACCURACY, fmt=f"--{marker}", label=_at("sharpness", epsilon))
         _with_trials(right, sizes, rows, lambda row, epsilon=epsilon: row.sharpness_at(epsilon), **style)
     if threshold:
         left.axvspan(max(threshold.low, sizes[0]), min(threshold.high, sizes[-1]), color="0.92", zorder=0)
@@ -211,7 +226,7 @@ def batch_size_sweep(rows: list, threshold: Breakpoint | None, title: str) -> Fi
     right.set_ylabel("Sharpness (%)", color=ACCURACY)
     left.set_title(title)
     _grid(left)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -246,8 +261,9 @@ def _with_trials(axes: Axes, sizes: list[int], rows: list, value: Callable, **st
 
 
 def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone: list, title: str) -> Figure:
-    """Draw Figure 5 over the epochs of SB training: above the test accuracy of the SB iterates (blue) and of the LB
-    solutions warm-started there (red), below the sharpness of these solutions at both epsilons; beside SB and LB alone.
+    """Draw Figure 5 over the epochs of SB training: above the test accuracy of the SB iterates (dots) and of the LB
+    solutions warm-started there (squares), below the sharpness of these solutions at both epsilons; beside SB and LB
+    alone.
 
     The lists hold `experiment.Solution`s, of one trial or several; `small_alone` is the accuracy of late SB iterates.
     """
@@ -265,15 +281,15 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
     places = over_epochs(piggybacked, lambda row: row.warm_start_epochs, lambda row: row.test_accuracy)
     above.plot(*places, "-s", color=ACCURACY, ms=5, lw=1.4, label="warm-started LB")
     alone = float(np.mean([row.test_accuracy for row in large_alone]))
-    above.axhline(alone, color=ACCURACY, ls=":", lw=1.2, label="LB alone")
+    above.axhline(alone, color=ACCURACY, ls="-.", lw=1.2, label="LB alone")
     above.axhline(small_alone, color=LOSS, ls=":", lw=1.2, label="SB alone, late")
     above.set_ylabel("Testing Accuracy (%)")
     for (epsilon, marker), line in zip(MARKERS.items(), ("-", "--"), strict=True):
         places = over_epochs(piggybacked, lambda row: row.warm_start_epochs, lambda row, e=epsilon: row.sharpness_at(e))
-        below.plot(*places, line, marker=marker, color=ACCURACY, ms=5, lw=1.4, label=f"sharpness, {epsilon:g}")
+        below.plot(*places, line, marker=marker, color=ACCURACY, ms=5, lw=1.4, label=_at("sharpness", epsilon))
         values = [row.sharpness_at(epsilon) for row in large_alone]
         if None not in values:
-            below.axhline(float(np.mean(values)), color="0.4", ls=line, lw=0.9, label=f"of LB alone, {epsilon:g}")
+            below.axhline(float(np.mean(values)), color="0.4", ls=line, lw=0.9, label=_at("of LB alone", epsilon))
     _logarithmic(below)
     below.set_ylabel("Sharpness (%)")
     below.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -286,7 +302,7 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
 
 
 def rescaling(results: dict[str, list], title: str) -> Figure:
-    """Draw the sharpness of SB (blue) and LB (red) against the factor of the weights before a batch normalisation.
+    """Draw the sharpness of SB (dots) and LB (squares) against the factor of the weights before a batch normalisation.
 
     The factor does not change the function. There is a panel for each measure, with logarithmic axes. `results` holds
     `measurements.Measured` sharpness by minimizer; trials are drawn as their mean.
@@ -296,7 +312,7 @@ def rescaling(results: dict[str, list], title: str) -> Figure:
     figure = Figure(figsize=(7.2, 2.6 + 2.6 * -(-len(measures) // 2)), layout="constrained")
     panels = figure.subplots(-(-len(measures) // 2), min(2, len(measures)), sharex=True, squeeze=False).flat
     for axes, measure in zip(panels, measures, strict=False):
-        for (label, group), color in zip(results.items(), (LOSS, ACCURACY), strict=False):
+        for (label, group), (marker, color) in zip(results.items(), REGIMES, strict=False):
             lines: dict[tuple, dict[float, list]] = {}
             for at, value in ((measured.measurement, measured.result.value) for measured in group):
                 if at.measure == measure:
@@ -304,9 +320,10 @@ def rescaling(results: dict[str, list], title: str) -> Figure:
                     places.setdefault(at.rescale, []).append(np.nan if value is None else value)
             for number, ((size, *_), places) in enumerate(lines.items()):
                 means = [float(np.mean(values)) for values in places.values()]
-                style = "-o" if number == 0 else "--s" if number == 1 else ":^"
-                words = label if size is None else f"{label}, {size:g}"
-                axes.plot(list(places), means, style, color=color, ms=4, lw=1.4, label=words)
+                style = {"ls": ("-", "--", ":")[min(number, 2)], "marker": marker, "ms": 4, "lw": 1.4}
+                region = "epsilon" if MEASURES[measure].radius is None else "rho"
+                words = label if size is None else f"{label}, {region} {size:g}"
+                axes.plot(list(places), means, color=color, label=words, **style)
         axes.set_xscale("log")
         _logarithmic(axes)
         axes.set_title(MEASURE_TITLES[measure], fontsize="medium")
@@ -359,6 +376,10 @@ def performance_model(
         _grid(axes)
     figure.suptitle(title, fontsize="large")
     return figure
+
+
+def _at(what: str, epsilon: float) -> str:
+    return f"{what}, epsilon {epsilon:g}"
 
 
 def _logarithmic(axes: Axes) -> None:

@@ -13,13 +13,12 @@ from scipy.linalg import eigvalsh
 from scipy.sparse import eye_array
 from scipy.sparse.linalg import ArpackError, LinearOperator, aslinearoperator, eigsh
 
-from large_batch import functions, sharpness_metric
+from large_batch import functions
 from large_batch.errors import MachineError, UserError
 from large_batch.functions import Point, SmoothFunction
 from large_batch.subspace import RandomSubspace
 
-EIGENVALUES, DIRECTIONS = 5, 100  # how many to compute, and to sample
-STEEP = 0.1  # a direction is steep where the loss rises by this share of the largest rise in the box
+EIGENVALUES = 5  # how many to compute
 TOLERANCE = 1e-3  # relative, of eigenvalues
 
 PASSES = {"loss": 1, "gradient": 3, "product": 9}  # what each costs, in forward passes over the data
@@ -42,75 +41,6 @@ class Projection:
     def effective_dimensions(self) -> float | None:
         """tr(H)^2 / tr(H^2): as many equal eigenvalues, and zeros else, would have these traces."""
         return self.trace**2 / self.trace_of_square if self.trace_of_square else None
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """The surroundings of a minimizer of n weights, with f(w) the loss (nats).
-
-    `eigenvalues` are the largest of the Hessian, descending. `sharpness` is Metric 2.1 in the full space by vertex
-    ascent, `sharpness_bounds` (percent) what the largest eigenvalue alone says of it for small eps. `rises` are
-    100 (f(w + y) - f(w)) / (1 + f(w)) at random vertices y of the same box, `steep_share` the share (percent) of these
-    that rise by more than a tenth of the sharpness; None where the sharpness is not resolved. Of the dimensions in
-    which the loss is steep, `projection.effective_dimensions` tells more: a random vertex has a part in all of them.
-    """
-
-    size: int
-    eigenvalues: list[float]
-    projection: Projection
-    sharpness: sharpness_metric.SharpnessResult
-    sharpness_bounds: tuple[float, float]
-    rises: list[float]
-    steep_share: float | None
-
-
-def curvature(
-    objective: SmoothFunction,
-    w: np.ndarray | Point,
-    eps: float,
-    subspace: RandomSubspace,
-    *,
-    eigenvalues: int = EIGENVALUES,
-    directions: int = DIRECTIONS,
-    report: Report = lambda passes, note: None,
-) -> Curvature:
-    """Return the curvature of `objective` at the minimizer `w`, shape (n,).
-
-    `eps` is the half-width of the box that is searched and sampled, `subspace` the A of the Ritz values, `eigenvalues`
-    how many to compute, `directions` how many random ones to sample. `objective` is an `Objective` or any twice
-    differentiable function of n weights; one of its Hessian-vector products is compared with differences of gradients
-    first. Raises as `sharpness_metric.sharpness`, `functions.check_product` and `largest_eigenvalues` do.
-    """
-    if isinstance(w, Point):
-        objective, w = w.hold(objective), w.weights
-    hessian = hessian_operator(objective, w, report)
-    sharpness = sharpness_metric.sharpness(
-        objective, w, eps, solver="vertex", report=lambda note: report(PASSES["gradient"], f"sharpness {note}")
-    )
-    values, vectors = largest_eigenvalues(hessian, eigenvalues)
-    projection = project(hessian, subspace)
-    half_widths = sharpness_metric.half_widths(w, eps)
-    percent = 100 / (1 + sharpness.loss)
-    lower, upper = sharpness_metric.quadratic_bounds(values[0], vectors[:, 0], half_widths)
-    rises = []
-    random = np.random.default_rng(0)
-    for i in range(directions):
-        vertex = half_widths * random.choice([-1.0, 1.0], len(w))
-        rises.append(percent * (objective.value(w + vertex) - sharpness.loss))
-        if not np.isfinite(rises[-1]):
-            raise UserError(f"The loss is not finite within epsilon {eps:g} of the minimizer; give a smaller one.")
-        report(PASSES["loss"], f"direction {i + 1}/{directions}")
-    steep_share = None
-    if sharpness.value is not None:
-        steep_share = float(100 * np.mean(np.greater(rises, STEEP * sharpness.value)))
-    bounds = percent * lower, percent * upper
-    return Curvature(len(w), values.tolist(), projection, sharpness, bounds, rises, steep_share)
-
-
-def expected_passes(dimension: int, eigenvalues: int = EIGENVALUES, directions: int = DIRECTIONS) -> int:
-    """Return about how many forward passes over the data `curvature` takes in a subspace of `dimension`."""
-    evaluations = PASSES["gradient"] * (sharpness_metric.ITERATIONS + 1) + PASSES["loss"] * directions
-    return evaluations + PASSES["product"] * (expected_products(eigenvalues) + dimension)
 
 
 def expected_products(eigenvalues: int) -> int:

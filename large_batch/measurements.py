@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, ClassVar, get_type_hints
 
 import numpy as np
 
-from large_batch import hessian, store
+from large_batch import files, store
 from large_batch.distribution import Replicas
-from large_batch.hessian import PASSES, Curvature
+from large_batch.hessian import PASSES
 from large_batch.networks import STATISTICS, Problem
-from large_batch.sharpness_metric import SCALE, SharpnessResult, sharpness
+from large_batch.sharpness_metric import SCALE, Curvature, SharpnessResult, curvature, expected_passes, sharpness
 from large_batch.subspace import RandomSubspace
-from large_batch.training import Recipe
 
 if TYPE_CHECKING:
     from large_batch.objectives import Objectives
+    from large_batch.recipes import Recipe
 
 Report = Callable[[int, str], None]  # receives the samples evaluated since the last report, and a note
 
@@ -181,7 +181,7 @@ class CurvatureRequest(Request):
 
     def cost(self, train: int, test: int) -> int:
         """Return about how many samples are evaluated."""
-        return hessian.expected_passes(self.dimension) * self.samples
+        return expected_passes(self.dimension) * self.samples
 
     def subspace(self, size: int) -> RandomSubspace:
         """Return A for `size` weights."""
@@ -194,7 +194,7 @@ class CurvatureRequest(Request):
         def passed(passes: int, note: str) -> None:
             report(passes * objective.samples, note)
 
-        return hessian.curvature(objective, w, self.epsilon, subspace, report=passed)
+        return curvature(objective, w, self.epsilon, subspace, report=passed)
 
 
 @dataclass(frozen=True)
@@ -294,9 +294,7 @@ def stored(run_dir: str | Path, request: Request) -> Measured | None:
     """Return the measurement if `run_dir` has it whole; raises `UserError` where it is of another version."""
     path = _path(run_dir, request)
     kept = store.read_record(path)
-    # What a request says today and did not say when it was measured had its default then.
-    defaults = {field.name: field.default for field in dataclasses.fields(request)}
-    if kept is None or defaults | kept.get("measurement", {}) != dataclasses.asdict(request):
+    if kept is None or not store.describes(kept.get("measurement"), request):
         return None
     with store.reading(path, "move it away"):
         return Measured(
@@ -330,7 +328,7 @@ def load_or_compute(
         if replicas.agreed(found is not None, path):
             return found
         if replicas.chief and path.exists():
-            store.set_aside(path, "is damaged or holds another measurement")
+            files.set_aside(path, "is damaged or holds another measurement")
         began = time.monotonic()
         result = compute()
         measured = Measured(request, result, origin.after(time.monotonic() - began))

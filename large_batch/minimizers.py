@@ -5,7 +5,6 @@ was and ends at the same weights.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection
@@ -17,7 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from large_batch import distribution, layers, store
+from large_batch import distribution, files, layers, store, tracking
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
@@ -25,11 +24,13 @@ from large_batch.errors import SIGNALS, BusyError, Interrupted, MachineError, Us
 from large_batch.models import point_of, read_weights, write_weights
 from large_batch.networks import Network
 from large_batch.objective import Objective
+from large_batch.recipes import Recipe
+from large_batch.store import RECIPE
 from large_batch.tracking import Tracked
-from large_batch.training import DivergedError, Epoch, Recipe, TrainingLoop, TrainingState
+from large_batch.training import DivergedError, Epoch, TrainingLoop, TrainingState
 
 START = "start.weights.h5"
-RESULT = ("minimizer.weights.h5", START, "history.csv", "provenance.json")
+RESULT = (RECIPE, "minimizer.weights.h5", START, "history.csv", "provenance.json")
 TRACKED = "tracked.csv"
 CHECKPOINTS = "checkpoint-*.npz"
 KEPT_CHECKPOINTS = 2
@@ -37,6 +38,7 @@ BYTES_A_WEIGHT = 4 * (2 + 3 * (KEPT_CHECKPOINTS + 1))  # start and minimizer, ch
 WEIGHT_COPIES = 5  # in memory: weights, gradient, two moments of ADAM, and a copy on the way
 
 Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note on the state
+Watch = Callable[[list[Epoch]], None]  # receives the history after an epoch
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +61,6 @@ class Minimizer:
         return float(np.linalg.norm(self.weights - self.start))
 
 
-def digest(weights: np.ndarray, state: Collection[np.ndarray] = ()) -> str:
-    """Return what tells minimizers apart: the SHA-256 of the weights, (n,), in float32, and of the other state."""
-    text = weights.astype(np.float32).tobytes() + b"".join(array.tobytes() for array in state)
-    return hashlib.sha256(text).hexdigest()
-
-
 @dataclass(frozen=True, eq=False)
 class Minimizers:
     """The minimizers of one network on one data set, whose samples have the network's shape, in one store."""
@@ -75,8 +71,8 @@ class Minimizers:
     replicas: Replicas = ALONE
 
     def folder(self, recipe: Recipe) -> store.Folder:
-        """Return the recipe's folder."""
-        return store.Folder(store.folder(self.run_dir, recipe))
+        """Return the recipe's folder; raises `UserError` where it holds the run of another one."""
+        return store.opened(self.run_dir, recipe)
 
     def build(self, recipe: Recipe) -> keras.Model:
         """Return the recipe's network, in float32, at the starting point of its seed."""
@@ -141,20 +137,30 @@ class Minimizers:
                 "--retrain (the old minimizer stays until there is a new one)."
             )
 
-    def warn_of_memory(self, recipe: Recipe) -> None:
-        """Say so, with the remedy, where a training step seems to need more memory than is free."""
+    def step_bytes(self, recipe: Recipe) -> int:
+        """Return about what a training step takes of a machine's memory, besides what this process has."""
         samples = -(-max(recipe.batch_sizes) // self.replicas.memories)
         model = recipe.build(self.network, self.data, recipe.precision)
         kept = layers.kept_bytes(model, samples, layers.recomputes(model, samples))
-        needed, free = 1.1 * kept + 4 * WEIGHT_COPIES * model.count_params(), distribution.free_bytes()
-        if needed > free and not tf.config.list_physical_devices("GPU"):
+        return round(1.1 * kept) + 4 * WEIGHT_COPIES * model.count_params()
+
+    def fits(self, recipe: Recipe) -> bool:
+        """Say whether a training step would fit into the memory of this machine, if it did nothing else; what a GPU
+        has is not known."""
+        needed = self.step_bytes(recipe) + distribution.used_bytes()
+        return distribution.device() != "CPU" or needed <= distribution.total_bytes()
+
+    def check_memory(self, recipe: Recipe) -> None:
+        """Raise `UserError` where a training step cannot fit; say so where it needs more than is free now."""
+        needed, gib = self.step_bytes(recipe), 2**30
+        step = f"A training step of {max(recipe.batch_sizes):,} samples of {recipe.network} needs about"
+        remedy = "spread it over several machines or halve it with --precision=bfloat16"
+        if not self.fits(recipe):
+            has = f"{step} {needed / gib:.1f} GiB, and this machine has {distribution.total_bytes() / gib:.1f} GiB"
+            raise UserError(f"{has}; choose a smaller batch, {remedy}.")
+        if needed > (free := distribution.free_bytes()) and distribution.device() == "CPU":
             store.log.warning(
-                "A training step of %s samples of %s needs about %.1f GiB, and %.1f GiB are free; if it fails, spread "
-                "it over several machines or halve it with --precision=bfloat16.",
-                f"{samples:,}",
-                recipe.network,
-                needed / 2**30,
-                free / 2**30,
+                "%s %.1f GiB, and %.1f GiB are free; if it fails, %s.", step, needed / gib, free / gib, remedy
             )
 
     def train(
@@ -165,6 +171,7 @@ class Minimizers:
         test_history: bool = False,
         keep: Collection[int] = (),
         report: Report = lambda samples, note: None,
+        watch: Watch = lambda history: None,
         wait: bool = True,
     ) -> Minimizer:
         """Return the recipe's minimizer: the stored one, or a new one, trained from the last kept state, if any.
@@ -178,6 +185,7 @@ class Minimizers:
             test_history: Evaluate the test set after each epoch of a new training.
             keep: Epochs after which iterates are stored on the way, as minimizers of `recipe.at_epoch`.
             report: Is told the samples trained.
+            watch: Is given the history after each epoch of a new training.
             wait: Of several processes with one store, one trains a recipe. Wait for it, or raise `BusyError`.
 
         Raises:
@@ -192,7 +200,7 @@ class Minimizers:
             if replicas.chief:
                 self._tidy(recipe, folder, retrain)
             replicas.barrier()
-            begun = folder.whole(START)
+            begun = folder.whole(RECIPE, START)
             found = self.stored(recipe)
             if replicas.agreed(found is not None, folder.path):
                 return found
@@ -202,7 +210,7 @@ class Minimizers:
             if not retrain:
                 iterates = {epoch: other for epoch, other in iterates.items() if not other.whole(*RESULT)}
             try:
-                return self._train(recipe, folder, iterates, test_history, report)
+                return self._train(recipe, folder, iterates, test_history, report, watch)
             except tf.errors.OpError as error:
                 if meaning := distribution.failure(error):
                     raise MachineError(meaning) from error
@@ -210,13 +218,14 @@ class Minimizers:
 
     def _tidy(self, recipe: Recipe, folder: store.Folder, retrain: bool) -> None:
         """Clear away what is damaged or left over, and make room for a new training."""
-        folder.set_aside_damaged()
+        folder.tidy()
         folder.sweep(CHECKPOINTS)
         if retrain or not folder.sums():
-            store.check_space(folder.path.parent, BYTES_A_WEIGHT * self.build(recipe).count_params())
-        if retrain and folder.whole(*RESULT):
-            shutil.rmtree(_backup(folder), ignore_errors=True)
-            folder.path.rename(_backup(folder))
+            files.check_space(folder.path.parent, BYTES_A_WEIGHT * self.build(recipe).count_params())
+        if folder.whole(*RESULT):
+            folder.forget()
+            if retrain:
+                folder.retire()
         elif retrain:
             folder.seal(dropping=[*_checkpoints(folder), START])
         if not folder.path.exists():
@@ -229,22 +238,20 @@ class Minimizers:
         iterates: dict[int, store.Folder],
         test_history: bool,
         report: Report,
+        watch: Watch,
     ) -> Minimizer:
         """Train, as the only writer of the folder; store the iterates after some epochs in folders of their own."""
-        origin, replicas, data = store.provenance(), self.replicas, self.data
+        origin, replicas, data = store.provenance(distribution.device()), self.replicas, self.data
         if replicas.count > 1:
             origin = dataclasses.replace(origin, machine=f"{origin.machine}, {replicas.count} replicas")
         # The last kept state, or the start
-        loop = TrainingLoop(recipe, self.network, data, replicas)
+        loop = TrainingLoop(recipe, self.network, data, replicas, self._look(recipe) if recipe.track else None)
         self._begin(loop, folder)
         if loop.epoch:
             test_history = _tested(loop.state.history)
         start = read_weights(self.build(recipe), folder.path / START).weights
         _add_origin(loop, origin)
-        test = None
-        if test_history:
-            settings = {"outputs": loop.outputs, "replicas": replicas, "prepare": layers.preparation(data)}
-            test = Objective(self.build(recipe), data.x_test, data.y_test, **settings)
+        test = self._objective(recipe, data.x_test, data.y_test) if test_history else None
 
         def evaluate(model: keras.Model) -> tuple[float, float]:
             found = test.evaluate(point_of(model))
@@ -262,6 +269,7 @@ class Minimizers:
                     report(samples, loop.where())
                     if loop.state.seen == len(data.x_train):
                         loop.finish_epoch(evaluate if test else None)
+                        watch(loop.state.history)
                 except DivergedError as error:
                     _leave_last_good(loop, folder, error)
                 for epoch, other in iterates.items() if loop.between_epochs and replicas.chief else ():
@@ -276,21 +284,31 @@ class Minimizers:
             origin = _provenance(loop, origin)
             if replicas.chief:
                 _write_result(loop, folder, origin)
-                shutil.rmtree(_backup(folder), ignore_errors=True)
+                folder.forget()
             if signals.first:
                 raise Interrupted(signals.first, f"The minimizer is kept in {folder.path}.")
         end = point_of(loop.model)
         return Minimizer(recipe, end.weights, start, loop.state.history, origin, end.state)
 
+    def _objective(self, recipe: Recipe, x: np.ndarray, y: np.ndarray) -> Objective:
+        settings = {"outputs": self.network.outputs, "prepare": layers.preparation(self.data)}
+        return Objective(self.build(recipe), x, y, replicas=self.replicas, **settings)
+
+    def _look(self, recipe: Recipe) -> Callable[[keras.Model, keras.optimizers.Optimizer, int], dict]:
+        """Return what looks at a training on the way."""
+        some = slice(recipe.followed.samples)
+        followed = self._objective(recipe, self.data.x_train[some], self.data.y_train[some])
+        return lambda *at: vars(tracking.look(followed, *at, recipe.seed))
+
     def _begin(self, loop: TrainingLoop, folder: store.Folder) -> None:
         """Restore the last kept state, if there is one; else keep the start, that of the seed or the warm one."""
         recipe, replicas = loop.recipe, loop.replicas
-        if replicas.chief and not folder.whole(START):
+        if replicas.chief and not folder.whole(RECIPE, START):
             if warm := recipe.warm_start:
                 read_weights(loop.model, self.folder(warm).path / "minimizer.weights.h5")
-            store.write_json(folder.path / "recipe.json", recipe)
+            store.write_json(folder.path / RECIPE, recipe)
             write_weights(loop.model, folder.path / START)
-            folder.seal("recipe.json", START)
+            folder.seal(RECIPE, START)
         replicas.barrier()
         read_weights(loop.model, folder.path / START)
         if checkpoints := _checkpoints(folder):
@@ -313,11 +331,6 @@ def _tested(history: list[Epoch]) -> bool:
 def _checkpoints(folder: store.Folder) -> list[str]:
     """Return the names of the whole checkpoints, the latest last."""
     return [name for name in sorted(folder.sums()) if fnmatch(name, CHECKPOINTS) and folder.whole(name)]
-
-
-def _backup(folder: store.Folder) -> Path:
-    """Where the minimizer stays that is being trained anew, until there is a new one."""
-    return folder.path.with_name(f"{folder.path.name}.before-retraining")
 
 
 def _add_origin(loop: TrainingLoop, origin: store.Provenance) -> None:
@@ -345,7 +358,7 @@ def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Proven
     write_weights(loop.model, folder.path / "minimizer.weights.h5")
     more = [TRACKED] if loop.recipe.track else []
     for name in more:
-        store.write_csv(folder.path / name, loop.state.tracked, Tracked)
+        store.write_csv(folder.path / name, [Tracked(**row) for row in loop.state.tracked], Tracked)
     folder.seal(*RESULT, *more, dropping=_checkpoints(folder))
 
 
@@ -353,13 +366,17 @@ def _keep_iterate(
     loop: TrainingLoop, folder: store.Folder, other: store.Folder, recipe: Recipe, origin: store.Provenance
 ) -> None:
     """Store the present state as the minimizer of a recipe that ends here, in another folder."""
-    with suppress(BusyError), store.lock(other.path, wait=False):  # who holds it stores the same
-        other.set_aside_damaged()
-        store.write_json(other.path / "recipe.json", recipe)
-        with store.writing(other.path / START) as temporary:
-            shutil.copyfile(folder.path / START, temporary)
-        other.seal("recipe.json", START)
-        _write_result(loop, other, _provenance(loop, origin))
+    with suppress(BusyError), files.lock(other.path, wait=False):  # who holds it stores the same
+        other.tidy()
+        if other.whole(*RESULT):
+            other.forget()
+        if other.before.exists():
+            return  # it is being trained anew by itself
+        with other.replacing() as new:
+            store.write_json(new.path / RECIPE, recipe)
+            shutil.copyfile(folder.path / START, new.path / START)
+            new.seal(RECIPE, START)
+            _write_result(loop, new, _provenance(loop, origin))
 
 
 def _save(loop: TrainingLoop, folder: store.Folder) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from large_batch import store
+from large_batch import files
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError, first_line
 from large_batch.functions import Point
@@ -149,6 +150,12 @@ def point_of(model: keras.Model) -> Point:
 
 def write_weights(model: keras.Model, path: str | Path) -> None:
     """Write the model's weights as a Keras `.weights.h5` file, whole or not at all."""
-    with store.writing(path) as temporary:
-        store.check_space(temporary.parent, 4 * model.count_params() + 2**18)  # HDF5 may crash where a disk is full
+    with files.writing(path) as temporary:
+        files.check_space(temporary.parent, 4 * model.count_params() + 2**18)  # HDF5 may crash where a disk is full
         model.save_weights(temporary)
+
+
+def digest(weights: np.ndarray, state: Collection[np.ndarray] = ()) -> str:
+    """Return what tells minimizers apart: the SHA-256 of the weights, (n,), in float32, and of the other state."""
+    text = weights.astype(np.float32).tobytes() + b"".join(array.tobytes() for array in state)
+    return hashlib.sha256(text).hexdigest()

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from large_batch.errors import UserError
+from large_batch.errors import UserError, no_such
 
 Kind = TypeVar("Kind")
 
@@ -39,7 +39,7 @@ def make(text: str, kinds: Mapping[str, type[Kind]], what: str) -> Kind:
     """
     name, _, settings = text.strip().partition(":")
     if name not in kinds:
-        raise UserError(f"There is no {what} '{name}'; choose among {', '.join(kinds)}.")
+        raise no_such(what, name, kinds)
     fields = {field.name: field for field in dataclasses.fields(kinds[name])}
     values: dict[str, float] = {}
     for setting in settings.split(",") if settings else ():

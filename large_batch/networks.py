@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from large_batch.errors import UserError
+from large_batch.errors import UserError, no_such
 
 if TYPE_CHECKING:  # the names of networks are known before TensorFlow starts
     from large_batch.backend import keras
 
+NAMES = ("F1", "F2", "C1", "C2", "C3", "C4", "VGG11")  # of the zoo, known before TensorFlow starts
 DEFINITIONS = ("repository", "paper")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 STATISTICS = ("interpolate", "batch", "recalibrate")  # of ordinary batch normalisation; see statistics.py
@@ -103,17 +104,21 @@ def find(name: str, zoo: Mapping[str, Network]) -> Network:
     Raises:
         UserError: Where there is no such network, or it is of no use here.
     """
+    check_name(name, zoo)
     path, _, attribute = name.rpartition(":")
-    if path.endswith(".py"):
-        return _own(path, attribute)
-    if name not in zoo:
-        raise UserError(f"There is no network '{name}'; choose one of {', '.join(zoo)}, or your own as file.py:name.")
-    return zoo[name]
+    return _own(path, attribute) if path.endswith(".py") else zoo[name]
+
+
+def check_name(name: str, zoo: Iterable[str]) -> None:
+    """Raise `UserError` unless `find` can look for the network."""
+    path = name.rpartition(":")[0]
+    if not path.endswith(".py") and name not in zoo:
+        raise no_such("network", name, zoo, ", or your own as file.py:name")
+    if path.endswith(".py") and not Path(path).is_file():
+        raise UserError(f"There is no file {path} with a network.")
 
 
 def _own(path: str, attribute: str) -> Network:
-    if not Path(path).is_file():
-        raise UserError(f"There is no file {path} with a network.")
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(specification)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from large_batch import distribution, layers, models, store
+from large_batch import distribution, files, layers, models
 from large_batch.backend import keras, tf
 from large_batch.distribution import ALONE, Replicas
 from large_batch.errors import UserError
@@ -132,7 +132,7 @@ class Objective:
                 chunk = max(1, min(chunk, int(min(CHUNK_BYTES, free) // max(of_sample, 1))))
             needed = chunk * of_sample
         if needed > free and not tf.config.list_physical_devices("GPU"):
-            store.log.warning(
+            files.log.warning(
                 "A gradient over %s samples at once needs about %.1f GiB, and %.1f GiB are free; give fewer samples.",
                 f"{chunk:,}",
                 needed / 2**30,

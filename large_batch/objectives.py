@@ -34,6 +34,12 @@ class Objectives:
         """Where each layer's weights are; see `layers.parts`."""
         return layers.parts(self._model)
 
+    @property
+    def gradient_bytes(self) -> int:
+        """About what a gradient over a chunk of the training set takes of a machine's memory."""
+        samples = -(-min(CHUNK, len(self._data.x_train)) // self._replicas.memories)
+        return round(1.1 * layers.kept_bytes(self._model, samples, layers.recomputes(self._model, samples)))
+
     def read(self, path: str) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return the weights in a file, (n,), and the state with them; raises `UserError` as `read_weights` does."""
         point = read_weights(self._model, path)

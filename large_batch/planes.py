@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from large_batch import store, surface
+from large_batch import files, store, surface
 from large_batch.distribution import Replicas
 from large_batch.measurements import Report, Request
-from large_batch.minimizers import digest
+from large_batch.models import digest
 from large_batch.surface import Plane, Surface
-from large_batch.training import Recipe
 
 if TYPE_CHECKING:
     from large_batch.objectives import Objectives
+    from large_batch.recipes import Recipe
 
 DIRECTIONS = ("points", "random", "eigenvectors", "pca")
 KEPT = "eigenvectors.npz"
@@ -117,8 +117,11 @@ class SurfaceRequest(Request):
 
 @dataclass(frozen=True, eq=False)
 class Footing:
-    """A plane, and the states that are not trainable of the minimizers that it is made of: their floats are mixed like
-    the weights, the rest is the first's."""
+    """A plane, and the states that are not trainable of the minimizers that it is made of.
+
+    Their floats are mixed like the weights, but with no negative shares, since a variance that is extrapolated may be
+    negative; the rest is the first's.
+    """
 
     plane: Plane
     states: list[list[np.ndarray]]
@@ -127,6 +130,7 @@ class Footing:
         """Return the weights, (n,), at coordinates, (d,), and the state with them."""
         shares = np.asarray(coordinates) @ self.plane.mixture
         shares[0] += 1
+        shares = shares.clip(0) / shares.clip(0).sum()
         state = [
             sum(s * a for s, a in zip(shares, group, strict=True)).astype(group[0].dtype)
             if group[0].dtype.kind == "f"
@@ -159,17 +163,18 @@ def footing(
     if request.directions == "random":
         how = request.direction_seed, request.normalisation, request.vectors
         return Footing(surface.random_plane(objective.model, weights[0], dimensions, *how), states[:1])
-    folder = store.Folder(store.folder(Path(run_dir) / request.kind, request.plane))
+    folder = store.opened(Path(run_dir) / request.kind, request.plane)
     with replicas.lock(folder.path):
-        if replicas.agreed(folder.whole(KEPT), folder.path):
+        if replicas.agreed(folder.whole(store.RECIPE, KEPT), folder.path):
             with store.reading(folder.path / KEPT, "move it away"), np.load(folder.path / KEPT) as kept:
                 return Footing(Plane(weights[0], **kept), states[:1])
         store.log.warning("Computing %d eigenvectors over %s samples.", dimensions, f"{objective.samples:,}")
         plane = surface.steepest_plane(objective, weights[0], dimensions)
         if replicas.chief:
-            with store.writing(folder.path / KEPT) as temporary:
+            store.write_json(folder.path / store.RECIPE, request.plane)
+            with files.writing(folder.path / KEPT) as temporary:
                 np.savez(temporary, **{name: value for name, value in vars(plane).items() if name != "origin"})
-            folder.seal(KEPT)
+            folder.seal(store.RECIPE, KEPT)
     return Footing(plane, states[:1])
 
 

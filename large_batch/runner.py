@@ -7,6 +7,7 @@ taken is left to it; when nothing is left to take, it is waited for.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,17 +17,22 @@ from typing import TypeVar
 
 import numpy as np
 
-from large_batch import measurements, planes, store
+from large_batch import cli, distribution, measurements, planes, store
 from large_batch.errors import BusyError
-from large_batch.measurements import Measured, Request
-from large_batch.minimizers import Minimizers, digest
+from large_batch.measurements import Measured, Request, SharpnessRequest
+from large_batch.minimizers import Minimizers
+from large_batch.models import digest
 from large_batch.objectives import Objectives
 from large_batch.planes import Footing, Span, SurfaceRequest
+from large_batch.recipes import Recipe
+from large_batch.scalars import Scalars
 from large_batch.subspace import RandomSubspace
-from large_batch.training import Recipe
+from large_batch.training import Epoch
 
-FORECAST_SECONDS = 20  # of training, after which it is said how long everything will take
+LOG_SECONDS = 30  # between two lines in a log file
+SURE_SECONDS = 5  # of work, after which it is said how long the rest will take
 LONG_SECONDS = 3600  # from which on the cheaper ways are named, too
+LONG = "This takes long; cheaper: fewer --epochs, a GPU, or the same command on several machines that share --run_dir."
 
 Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note
 Weights = tuple[np.ndarray, list[np.ndarray]]  # flat, (n,), and the state that is not trainable
@@ -112,57 +118,57 @@ def leave_busy_for_last(work: Sequence[Work], do: Callable[[Work, bool], Result]
 
 
 class Progress:
-    """A progress bar over a whole list, in samples evaluated by a network; a trained sample counts as three."""
+    """Says how far a list of jobs is, in samples evaluated by a network; a trained sample counts as three.
+
+    A terminal has a line that changes, on which the note of the job is kept in view; elsewhere, as in a log file, there
+    is a line at most every 30 seconds.
+    """
 
     def __init__(self, work: int):
-        from tqdm import tqdm
-
-        self._bar = tqdm(
-            total=work,
-            disable=work == 0,
-            bar_format="{percentage:3.0f}% |{bar:20}| {elapsed} elapsed, {remaining} left | {desc}",
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-        )
-        self._forecast = False
+        self._total = self._left = work
+        self._done, self._seconds = 0, 0.0  # of what tells the speed
+        self._shown, self._long = -np.inf, False
 
     @contextmanager
     def job(self, samples: int, label: str) -> Iterator[Report]:
-        """Yield the report function of a job of about `samples` evaluations; the bar advances by just these."""
-        left, began = samples, None
+        """Yield the report function of a job of about `samples` evaluations; the share advances by just these."""
+        end, last = self._left - samples, None
+        self._show(label, "starts", pause=0)
 
         def report(done: int, note: str) -> None:
-            nonlocal left, began
-            if began is None:
-                began = time.monotonic(), self._bar.n
-                self._bar.unpause()  # what is compiled before is no measure of speed
-            self._advance(min(done, left), f"{label} {note}")
-            left -= min(done, left)
-            if not self._forecast and time.monotonic() - began[0] > FORECAST_SECONDS:
-                self._forecast = True
-                self._say_how_long(*began)
+            nonlocal last
+            done, now = min(done, self._left - end), time.monotonic()
+            self._left -= done
+            if last is not None:  # what is compiled before the first report is no measure of speed
+                self._done, self._seconds = self._done + done, self._seconds + now - last
+            last = now
+            self._show(label, note, pause=0.5)
 
         yield report
-        self._advance(left, label)
+        self._left = end
 
-    def _advance(self, work: int, note: str) -> None:
-        self._bar.set_description_str(note, refresh=False)
-        self._bar.update(work)
-
-    def _say_how_long(self, began: float, done_before: int) -> None:
-        rate = (self._bar.n - done_before) / (time.monotonic() - began)
-        seconds = (self._bar.total - self._bar.n) / max(rate, 1e-9)
-        cheaper = (
-            ""
-            if seconds < LONG_SECONDS
-            else ("; cheaper: fewer --epochs, a GPU, or the same command in several processes that share --run_dir")
-        )
-        store.log.warning("All of this takes about %s more here%s.", duration(seconds), cheaper)
+    def _show(self, label: str, note: str, pause: float) -> None:
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if not self._total or now - self._shown < (pause if terminal else LOG_SECONDS):
+            return
+        self._shown, head = now, f"{1 - self._left / self._total:4.0%}"
+        if self._done and self._seconds > SURE_SECONDS:
+            left = self._left * self._seconds / self._done
+            head += f", {duration(left)} left"
+            if left > LONG_SECONDS and not self._long:
+                self._long = True
+                store.log.warning(LONG)
+        columns = shutil.get_terminal_size().columns - 1 if terminal else 1000
+        room = columns - len(f"{head}:  {note}")
+        label = label if len(label) <= room else f"{label[: max(room - 3, 0)]}..."
+        line = f"{head}: {label} {note}"[:columns]
+        print(f"{cli.erased()}{line}", end="" if terminal else "\n", file=sys.stderr, flush=True)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._bar.close()
+        print(cli.erased(), end="", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -184,6 +190,7 @@ class Runner:
         origin: Describes this process.
         retrain: Train everything anew.
         wait: Wait for what other processes have taken, or raise `BusyError` when nothing else is left.
+        scalars: Where losses, accuracies and sharpness are written for TensorBoard, if anywhere.
     """
 
     def __init__(
@@ -194,8 +201,10 @@ class Runner:
         *,
         retrain: bool = False,
         wait: bool = True,
+        scalars: Scalars | None = None,
     ):
         self.minimizers, self.origin, self.retrain, self.wait = minimizers, origin, retrain, wait
+        self.scalars = scalars
         network, data = minimizers.network, minimizers.data
         self.objectives = Objectives(network, data, definition, minimizers.replicas)
         self._loaded: dict[Recipe | str, Weights] = {}  # the last two, the ends of a path
@@ -213,37 +222,75 @@ class Runner:
         for file in (end for end in ends if not isinstance(end, Recipe)):
             self._load(file, wait=True)  # a file that is none shows before hours of work
         trainings = trajectories([*recipes, *(end for end in ends if isinstance(end, Recipe))])
-        to_train = {longest: samples for longest in trainings if (samples := self._to_train(longest, trainings))}
-        done = self.stored(asked)
         train, test = len(self.minimizers.data.x_train), len(self.minimizers.data.x_test)
+        missing = {longest: last for longest in trainings if (last := self._missing(longest, trainings[longest]))}
+        # A training that is whole but for its end still has something to do
+        to_train = {a: max(1, self.minimizers.samples_to_train(last, self.retrain)) for a, last in missing.items()}
+        resumed = sum(to_train[longest] < last.epochs * train for longest, last in missing.items())
+        done = self.stored(asked)
         costs = {item: 0 if item in done else item[0].cost(train, test) for item in asked}
         if self.minimizers.replicas.chief:
-            trained = f"{len(trainings)} trainings ({len(trainings) - len(to_train)} of them done)"
-            print(f"{trained}, {len(asked)} measurements ({len(done)} of them done).", flush=True)
-        for longest in to_train:
-            self.minimizers.warn_of_memory(longest)
+            work = f"{len(trainings)} trainings ({len(trainings) - len(missing)} stored, {resumed} resumed)"
+            self._say_plan(f"{work}, {len(asked)} measurements ({len(done)} stored)", trainings, missing, costs)
+        for longest in missing:
+            self.minimizers.check_memory(longest)
 
         with Progress(3 * sum(to_train.values()) + sum(costs.values())) as progress:
 
             def do(work: Recipe | Item, wait: bool) -> Measured | None:
+                if work in done:
+                    return done[work]
                 if isinstance(work, Recipe):
                     with progress.job(3 * to_train[work], work.name) as report:
                         return self._train(work, trainings[work], lambda n, note: report(3 * n, note), wait)
                 with progress.job(costs[work], work[1].name) as report:
-                    return done.get(work) or self._measure(*work, report, wait)
+                    return self._measure(*work, report, wait)
 
             results = leave_busy_for_last([*to_train, *dict.fromkeys(asked)], do, self.wait)
+        if self.scalars and self.minimizers.replicas.chief:
+            self._write_scalars(trainings, {item: results[item] for item in asked})
         return {item: results[item] for item in asked}
 
     def stored(self, asked: Sequence[Item]) -> dict[Item, Measured]:
         """Return those measurements that are stored, and not to be made anew."""
         return {item: found for item in asked if (found := self._stored(item))}
 
-    def _to_train(self, longest: Recipe, trainings: dict[Recipe, list[int]]) -> int:
-        """Return the samples still to be trained for the iterates of a training, 0 if all of them are stored."""
-        iterates = map(longest.at_epoch, trainings[longest])
-        missing = [recipe for recipe in iterates if self.retrain or not self.minimizers.is_stored(recipe)]
-        return max(1, self.minimizers.samples_to_train(missing[-1], self.retrain)) if missing else 0
+    def _write_scalars(self, trainings: dict[Recipe, list[int]], results: dict[Item, Measured]) -> None:
+        """Write what is not written yet: trainings that were stored, and the sharpness of iterates."""
+        for longest in trainings:
+            self.scalars.epochs(self._run_name(longest), self.minimizers.state(longest).history)
+        runs = {longest.at_epoch(0): self._run_name(longest) for longest in trainings}
+        for (_, place), measured in results.items():
+            if isinstance(measured.measurement, SharpnessRequest) and isinstance(end := place.ends[0], Recipe):
+                run = runs[end.at_epoch(0)]
+                self.scalars.sharpness(run, end.epochs, measured.measurement, measured.result.value)
+
+    def _run_name(self, recipe: Recipe) -> str:
+        return self.minimizers.folder(recipe).path.name
+
+    def _say_plan(self, work: str, trainings: Iterable[Recipe], missing: Iterable[Recipe], costs: dict) -> None:
+        """Print what will be done, with what, and where it is kept."""
+        device = self.origin.device
+        if device == "CPU":
+            device = f"CPU only, {self.origin.threads} threads; for a GPU: pip install -e '.[gpu]'"
+        if (replicas := self.minimizers.replicas.count) > 1:
+            device = f"{replicas} replicas: {device}"
+        sizes = sorted({size for recipe in trainings for size in recipe.batch_sizes})
+        needed = [self.minimizers.step_bytes(recipe) for recipe in missing]
+        needed += [self.objectives.gradient_bytes] if any(costs.values()) else []
+        print(f"Device:   {device}")
+        if sizes:
+            print(f"Batches:  {', '.join(f'{size:,}' for size in sizes)} samples")
+        print(f"Work:     {work}")
+        if needed:
+            used, free = distribution.used_bytes(), distribution.free_bytes()
+            print(f"Memory:   about {(used + max(needed)) / 2**30:.1f} GiB; {(used + free) / 2**30:.1f} GiB are free")
+        print(f"Kept in:  {self.minimizers.run_dir}", flush=True)
+
+    def _missing(self, longest: Recipe, epochs: list[int]) -> Recipe | None:
+        """Return the last iterate of a training that is asked for and not stored, None if all of them are."""
+        iterates = map(longest.at_epoch, reversed(epochs))
+        return next((recipe for recipe in iterates if self.retrain or not self.minimizers.is_stored(recipe)), None)
 
     def _train(self, longest: Recipe, epochs: list[int], report: Report, wait: bool) -> None:
         """Store the iterates of a training, the last missing one first: the others are on its way.
@@ -253,11 +300,17 @@ class Runner:
         first, minimizers = longest.warm_start, self.minimizers
         if not wait and minimizers.replicas.broadcast(bool(first) and not minimizers.is_stored(first)):
             raise BusyError(f"Another process trains {first.name}.")
+
+        def watch(history: list[Epoch]) -> None:
+            if self.scalars and minimizers.replicas.chief:
+                self.scalars.epochs(self._run_name(longest), history)
+
         for epoch in reversed(epochs):
             recipe = longest.at_epoch(epoch)
             anew = self.retrain and not wait and recipe == longest  # what is waited for is new
             if wait or anew or not minimizers.is_stored(recipe):  # what is waited for may be about to be replaced
-                minimizers.train(recipe, retrain=anew, test_history=True, keep=epochs, report=report, wait=wait)
+                settings = {"retrain": anew, "test_history": True, "keep": epochs, "wait": wait}
+                minimizers.train(recipe, report=report, watch=watch, **settings)
 
     def _stored(self, item: Item) -> Measured | None:
         """Return the measurement if it and all that it depends on is stored, and not to be made anew."""

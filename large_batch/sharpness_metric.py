@@ -15,13 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import fmin_l_bfgs_b
 
-from large_batch import functions
+from large_batch import functions, hessian
 from large_batch.errors import UserError
 from large_batch.functions import RESOLUTION, Function, Point
 from large_batch.subspace import RandomSubspace
 
 ITERATIONS = 10  # of L-BFGS-B, in the paper
 SCALE = 100.0  # largest slope at the start: coordinates with a slope above 1 go to their wall in the first step
+DIRECTIONS = 100  # random ones to sample around a minimizer
+STEEP = 0.1  # a direction is steep where the loss rises by this share of the largest rise in the box
 LINE_SEARCH_STEPS = 20  # SciPy's default
 
 
@@ -156,6 +158,75 @@ def quadratic_bounds(eigenvalue: float, eigenvector: np.ndarray, half_widths: np
     eigenvalue = max(eigenvalue, 0.0)
     lower = eigenvalue / 2 * np.min(half_widths / np.maximum(np.abs(eigenvector), np.finfo(float).tiny)) ** 2
     return float(lower * np.sum(eigenvector**2)), float(eigenvalue / 2 * np.sum(half_widths**2))
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The surroundings of a minimizer of n weights, with f(w) the loss (nats).
+
+    `eigenvalues` are the largest of the Hessian, descending. `sharpness` is Metric 2.1 in the full space by vertex
+    ascent, `sharpness_bounds` (percent) what the largest eigenvalue alone says of it for small eps. `rises` are
+    100 (f(w + y) - f(w)) / (1 + f(w)) at random vertices y of the same box, `steep_share` the share (percent) of these
+    that rise by more than a tenth of the sharpness; None where the sharpness is not resolved. Of the dimensions in
+    which the loss is steep, `projection.effective_dimensions` tells more: a random vertex has a part in all of them.
+    """
+
+    size: int
+    eigenvalues: list[float]
+    projection: hessian.Projection
+    sharpness: SharpnessResult
+    sharpness_bounds: tuple[float, float]
+    rises: list[float]
+    steep_share: float | None
+
+
+def curvature(
+    objective: functions.SmoothFunction,
+    w: np.ndarray | Point,
+    eps: float,
+    subspace: RandomSubspace,
+    *,
+    eigenvalues: int = hessian.EIGENVALUES,
+    directions: int = DIRECTIONS,
+    report: hessian.Report = lambda passes, note: None,
+) -> Curvature:
+    """Return the curvature of `objective` at the minimizer `w`, shape (n,).
+
+    `eps` is the half-width of the box that is searched and sampled, `subspace` the A of the Ritz values, `eigenvalues`
+    how many to compute, `directions` how many random ones to sample. `objective` is an `Objective` or any twice
+    differentiable function of n weights; one of its Hessian-vector products is compared with differences of gradients
+    first. Raises as `sharpness`, `functions.check_product` and `hessian.largest_eigenvalues` do.
+    """
+    if isinstance(w, Point):
+        objective, w = w.hold(objective), w.weights
+    operator = hessian.hessian_operator(objective, w, report)
+    found = sharpness(
+        objective, w, eps, solver="vertex", report=lambda note: report(hessian.PASSES["gradient"], f"sharpness {note}")
+    )
+    values, vectors = hessian.largest_eigenvalues(operator, eigenvalues)
+    projection = hessian.project(operator, subspace)
+    widths = half_widths(w, eps)
+    percent = 100 / (1 + found.loss)
+    lower, upper = quadratic_bounds(values[0], vectors[:, 0], widths)
+    rises = []
+    random = np.random.default_rng(0)
+    for i in range(directions):
+        vertex = widths * random.choice([-1.0, 1.0], len(w))
+        rises.append(percent * (objective.value(w + vertex) - found.loss))
+        if not np.isfinite(rises[-1]):
+            raise UserError(f"The loss is not finite within epsilon {eps:g} of the minimizer; give a smaller one.")
+        report(hessian.PASSES["loss"], f"direction {i + 1}/{directions}")
+    steep_share = None
+    if found.value is not None:
+        steep_share = float(100 * np.mean(np.greater(rises, STEEP * found.value)))
+    bounds = percent * lower, percent * upper
+    return Curvature(len(w), values.tolist(), projection, found, bounds, rises, steep_share)
+
+
+def expected_passes(dimension: int, eigenvalues: int = hessian.EIGENVALUES, directions: int = DIRECTIONS) -> int:
+    """Return about how many forward passes over the data `curvature` takes in a subspace of `dimension`."""
+    evaluations = hessian.PASSES["gradient"] * (ITERATIONS + 1) + hessian.PASSES["loss"] * directions
+    return evaluations + hessian.PASSES["product"] * (hessian.expected_products(eigenvalues) + dimension)
 
 
 class _Box:

@@ -180,9 +180,9 @@ class Effort:
     """
 
     samples: int
-    probes: int
-    steps: int
-    products: int
+    probes: int = 10
+    steps: int = 50
+    products: int = 60
 
     def density(self, request: Callable, **place) -> DensityRequest:
         """Return the request of a density."""

@@ -66,7 +66,7 @@ class Density:
     def at(self, x: np.ndarray, width: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the density at the eigenvalues x and its standard error, shapes (k,): each node is a Gaussian bell of
         a standard deviation `width`, so that the integral is 1."""
-        width = width or self.width
+        x, width = np.asarray(x), width or self.width
 
         def bells(nodes: np.ndarray) -> np.ndarray:
             return np.exp(-(((x[:, None] - nodes) / width) ** 2) / 2) / (width * np.sqrt(2 * np.pi))
@@ -75,11 +75,13 @@ class Density:
 
     def above(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how many of the n eigenvalues are above each x, and the standard error, shapes (k,)."""
+        x = np.asarray(x)
         share, error = self._mean(lambda nodes: nodes > x[:, None])
         return self.size * share, self.size * error
 
     def below(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how many of the n eigenvalues are below each x, and the standard error, shapes (k,)."""
+        x = np.asarray(x)
         share, error = self._mean(lambda nodes: nodes < x[:, None])
         return self.size * share, self.size * error
 

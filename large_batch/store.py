@@ -1,4 +1,4 @@
-"""The store: one folder a recipe, whole files with checksums, one writer at a time, and where each result came from.
+"""The store: one folder a recipe, files with checksums, and where each result came from.
 
 A recipe is any frozen dataclass with a `name`; its folder is `<run_dir>/<name>-<digest>`. The digest covers the fields
 that differ from their defaults, so a field added to the recipe later leaves the folders of earlier runs where they are.
@@ -10,42 +10,41 @@ file, holds its own SHA-256. What does not match is set aside under another name
 import csv
 import dataclasses
 import hashlib
+import io
 import json
-import logging
 import os
 import platform
 import re
-import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
-
-from large_batch.errors import BusyError, MachineError, UserError
+from large_batch import files
+from large_batch.errors import MachineError, UserError
+from large_batch.files import NOT_A_FILE, free_name, set_aside, temporary_folder, write_all
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy")
 ENVIRONMENT = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "TF_XLA_FLAGS", "XLA_FLAGS")
 INSTRUCTION_SETS = ("avx", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "sve2")
 SUMS = "SHA256SUMS"
-TEMPORARY = r"\.[0-9a-f]{8}\."  # before the name of a file that is being written
+RECIPE = "recipe.json"  # says whose a folder is
+PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # of a file of a run
+LONGEST_NAME = 220  # of 255, for what is added to it
 
-log = logging.getLogger("large_batch_training")  # what a user should know and no result tells
+log = files.log
 
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
     """Where a result came from: what computed it, from which commit, when (UTC) and in how many seconds.
 
-    `threads` is the number that TensorFlow shares an operation among, `environment` what is set of the variables that
-    choose its kernels. `earlier` are other commands, commits or machines, in the same terms, that the same training was
-    begun with.
+    `threads` is the number that TensorFlow shares an operation among, `device` "CPU" or the names of the GPUs,
+    `environment` what is set of the variables that choose the kernels. `earlier` are other commands, commits or
+    machines, in the same terms, that the same training was begun with.
     """
 
     command: str
@@ -58,6 +57,7 @@ class Provenance:
     earlier: list[dict] = dataclasses.field(default_factory=list)
     processor: str = ""
     threads: int = 0
+    device: str = ""
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def differences(self, other: "Provenance") -> list[str]:
@@ -65,7 +65,9 @@ class Provenance:
         if not other.processor:  # of a version that did not say so
             return []
         ours, theirs = (
-            {"processor": process.processor, "threads": process.threads} | process.environment | process.packages
+            {"processor": process.processor, "threads": process.threads, "device": process.device or "CPU"}
+            | process.environment
+            | process.packages
             for process in (self, other)
         )
         names = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
@@ -77,8 +79,9 @@ class Provenance:
         return dataclasses.replace(self, finished=finished, wall_seconds=round(wall_seconds, 1))
 
 
-def provenance() -> Provenance:
-    """Describe the running process: at its start, as the checkout may move on, but after TensorFlow's."""
+def provenance(device: str = "") -> Provenance:
+    """Describe the running process and the device that it computes on (`distribution.device`): at its start, as the
+    checkout may move on, but after TensorFlow's."""
     return Provenance(
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         commit=_commit(),
@@ -87,6 +90,7 @@ def provenance() -> Provenance:
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         processor=_processor(),
         threads=_threads(),
+        device=device,
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     )
 
@@ -144,109 +148,60 @@ def folder(run_dir: str | Path, recipe) -> Path:
             if field.default is dataclasses.MISSING or getattr(recipe, field.name) != field.default
         }
 
-    digest = hashlib.sha256(json.dumps(chosen(recipe), sort_keys=True, default=chosen).encode()).hexdigest()
-    return Path(run_dir) / f"{recipe.name}-{digest[:8]}"
+    digest = _digest(json.dumps(chosen(recipe), sort_keys=True, default=chosen).encode())
+    return Path(run_dir) / f"{files.shortened(recipe.name, LONGEST_NAME)}-{digest[:8]}"
 
 
-@contextmanager
-def writing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path whose file replaces `path` on success, and is removed on any failure.
-
-    Raises `MachineError` where the file system refuses; `path` then still holds what it held before.
-    """
-    path = Path(path)
-    # Chance keeps writers apart, also those of other machines; the full name keeps suffixes that libraries insist on.
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MachineError(f"{path} could not be written: {_reason(error)}.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _reason(error: OSError) -> str:
-    """Say what the system says, which HDF5 wraps in words of its own."""
-    number = error.errno or next(map(int, re.findall(r"errno = (\d+)", str(error))), None)
-    return os.strerror(number) if number else str(error)
-
-
-@contextmanager
-def lock(path: str | Path, wait: bool = True) -> Iterator[None]:
-    """Be the only writer of `path`, a file or a folder; what killed writers left half written is cleared away.
-
-    Another process that holds it is waited for, with a message, or `BusyError` is raised. The lock is the kernel's
-    (flock) and free once its process is dead. On NFS it is the server's: that of a machine that died is free when its
-    lease has run out. Where a file system has no flock, a file with the holder's name is the lock, and is known to be
-    stale on the holder's own machine only; elsewhere it must be deleted by hand. Raises `MachineError` where neither
-    can be made.
-    """
-    path = Path(path)
-    held = FileLock(path.with_name(f".{path.name}.lock"))
-    note = Path(held.lock_file)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held.acquire(blocking=False)
-        except Timeout as busy:
-            holder = " ".join(note.read_text().split()) or "another process"
-            if not wait:
-                raise BusyError(f"{path} is in the hands of {holder}.") from busy
-            log.warning("%s is in the hands of %s; waiting for it.", path, holder)
-            held.acquire(poll_interval=0.5)
-    except OSError as error:
-        raise MachineError(f"{path} could not be locked: {_reason(error)}.") from error
-    try:
-        if not isinstance(held, SoftFileLock):  # whose file says so already
-            with suppress(OSError):  # on a full disk others are not told who holds it
-                note.write_text(f"process {os.getpid()} on {platform.node()}")
-        for folder, name in ((path.parent, re.escape(path.name)), (path, ".*")):
-            for file in folder.iterdir() if folder.is_dir() else ():
-                if re.fullmatch(TEMPORARY + name, file.name):
-                    file.unlink(missing_ok=True)
-        yield
-    finally:
-        held.release()
-
-
-def set_aside(path: Path, reason: str) -> None:
-    """Rename a file that cannot be used, instead of deleting it, and say so."""
-    aside = next(name for i in range(1, 10_000) if not (name := path.with_name(f"{path.name}.damaged-{i}")).exists())
-    os.replace(path, aside)
-    log.warning("%s %s; it was set aside as %s.", path, reason, aside.name)
+def opened(run_dir: str | Path, recipe) -> "Folder":
+    """Return the folder of a recipe; raises `UserError` where it holds what another recipe says."""
+    found = Folder(folder(run_dir, recipe))
+    told = found.content(RECIPE)
+    with reading(found.path, "move it away"):
+        same = told is None or describes(json.loads(told), recipe)
+    if not same:
+        raise UserError(
+            f"{found.path} holds the run of another recipe, as its {RECIPE} says: it was renamed or copied. Give it "
+            "back its name, or move it away."
+        )
+    return found
 
 
 class Folder:
-    """A recipe's folder. Only the process that holds its `lock` may change it."""
+    """A recipe's folder. Only the process that holds its `lock` may change it.
+
+    `before` is where its run stays that is being replaced, until there is a new one.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self.before = path.with_name(f"{path.name}.before-retraining")
 
     def sums(self) -> dict[str, str]:
         """Return the SHA-256 of every file that counts, by name."""
         listed, _ = self._read()
-        return dict(listed)
+        return listed
 
     def _read(self) -> tuple[dict[str, str], bool]:
         """Return what is listed, and whether the list is as it was written: it ends with a checksum of its own."""
         try:
-            text = (self.path / SUMS).read_text(errors="replace")
-        except FileNotFoundError:
+            text = (self.path / SUMS).read_text("utf-8", "replace")
+        except NOT_A_FILE:
             return {}, False
         lines, _, own = text.rpartition("# ")
-        if own != f"{_text_digest(lines)}\n":
-            return {}, False
-        return {name: digest for digest, _, name in (line.partition("  ") for line in lines.splitlines())}, True
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines.splitlines())}
+        whole = own == f"{_digest(lines.encode())}\n" and all(re.fullmatch(PLAIN_NAME, name) for name in sums)
+        return (sums, True) if whole else ({}, False)
 
     def whole(self, *names: str) -> bool:
         """Say whether the files count and are as they were written."""
         sums = self.sums()
         return all(name in sums and sums[name] == _file_digest(self.path / name) for name in names)
+
+    def content(self, name: str) -> bytes | None:
+        """Return what a file holds, if it is whole."""
+        with suppress(*NOT_A_FILE):
+            found = (self.path / name).read_bytes()
+            return found if self.sums().get(name) == _digest(found) else None
 
     def seal(self, *names: str, dropping: Iterable[str] = ()) -> None:
         """Make written files count, all at once, and delete others that no longer shall."""
@@ -256,8 +211,7 @@ class Folder:
         if vanished := [name for name in names if sums[name] is None]:
             raise MachineError(f"{self.path / vanished[0]} vanished after it was written.")
         lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-        with writing(self.path / SUMS) as temporary:
-            temporary.write_text(f"{lines}# {_text_digest(lines)}\n")
+        write_all({self.path / SUMS: f"{lines}# {_digest(lines.encode())}\n".encode()})
         for name in dropped:
             (self.path / name).unlink(missing_ok=True)
 
@@ -267,27 +221,76 @@ class Folder:
             if path.name not in self.sums():
                 path.unlink(missing_ok=True)
 
-    def set_aside_damaged(self) -> None:
-        """Set aside every file that is not as it was written, with a message; all of them if the list itself is not."""
-        sums, whole = self._read()
-        if not whole and self.path.is_dir():
-            for path in sorted(self.path.iterdir()):
-                if path.is_file() and not re.search(r"\.damaged-\d+$", path.name):
-                    set_aside(path, f"is of an unknown state, since {SUMS} is missing or damaged")
-            self.seal()
-        for name in sums:
-            if not self.whole(name):
-                if (self.path / name).exists():
-                    set_aside(self.path / name, "is damaged: its checksum differs")
-                self.seal(dropping=[name])
+    def tidy(self) -> None:
+        """Set aside every file that is not as it was written, with a message; all of them where the list itself is not,
+        or the recipe, which says whose they are. A run that a killed process was replacing comes back."""
+        if self.before.exists() and not self.path.exists():
+            os.replace(self.before, self.path)
+        sums, listed = self._read()
+        if listed and (not sums or self.whole(RECIPE)):
+            damaged = {self.path / name: "is damaged: its checksum differs" for name in sums if not self.whole(name)}
+        else:
+            reason = f"is of an unknown state, since {RECIPE if listed else SUMS} is missing or damaged"
+            found = sorted(self.path.iterdir()) if self.path.is_dir() else ()
+            there = (path for path in found if path.is_file() or path.name == SUMS)
+            damaged = {path: reason for path in there if not re.search(r"\.damaged-\d+$", path.name)}
+        if damaged and self.path.is_symlink():
+            raise UserError(f"{self.path} leads to files that are no whole run; put a folder of its own in its place.")
+        for path, reason in damaged.items():
+            if path.exists():
+                set_aside(path, reason)
+        if damaged or not listed:  # files without a list are from then on a sign of damage
+            self.seal(dropping=[path.name for path in damaged if path.name in sums])
+
+    def retire(self) -> None:
+        """Move the run to `before`."""
+        files.check_lock(self.path)
+        self.forget()
+        os.replace(self.path, self.before)
+
+    def forget(self) -> None:
+        """Delete the run in `before`, but for what was set aside in it."""
+        if self.before.exists():
+            for path in self.before.glob("*.damaged-*"):
+                os.replace(path, free_name(self.path / path.name.rpartition(".damaged-")[0]))
+            with temporary_folder(self.path.parent) as folder:  # all at once: half a run must not come back
+                os.replace(self.before, folder / self.path.name)
+
+    @contextmanager
+    def replacing(self) -> Iterator["Folder"]:
+        """Yield an empty folder that takes the place of this one at the end, as a whole."""
+        with temporary_folder(self.path.parent) as beside:
+            new = Folder(beside / self.path.name)
+            new.path.mkdir()
+            yield new
+            files.check_lock(self.path)
+            if self.path.exists():
+                self.retire()
+            os.replace(new.path, self.path)
+            self.forget()
 
 
 def _file_digest(path: Path) -> str | None:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
+    except NOT_A_FILE:
         return None
+
+
+def describes(content, recipe) -> bool:
+    """Say whether `content`, read from JSON, is of a data class; what a version did not know yet had its default."""
+    if not dataclasses.is_dataclass(recipe):
+        return content == json.loads(json.dumps(recipe))
+    fields = {field.name: field.default for field in dataclasses.fields(recipe)}
+    return (
+        isinstance(content, dict)
+        and content.keys() <= fields.keys()
+        and all(
+            describes(content[name], getattr(recipe, name)) if name in content else getattr(recipe, name) == default
+            for name, default in fields.items()
+        )
+    )
 
 
 def write_record(path: str | Path, record) -> None:
@@ -298,30 +301,31 @@ def write_record(path: str | Path, record) -> None:
 
 def read_record(path: str | Path) -> dict | None:
     """Return what `write_record` wrote, as dictionaries; None where there is nothing, or nothing whole."""
-    try:
-        content = json.loads(Path(path).read_text())
-        digest = content.pop("sha256")
-    except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
-        return None
-    return content if digest == _content_digest(content) else None
+    with suppress(*NOT_A_FILE, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        content = json.loads(Path(path).read_text("utf-8"))
+        if content.pop("sha256") == _content_digest(content):
+            return content
 
 
 def _content_digest(content: dict) -> str:
-    return _text_digest(json.dumps(content, sort_keys=True))
+    return _digest(json.dumps(content, sort_keys=True).encode())
 
 
-def _text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_json(path: str | Path, content) -> None:
-    """Write a dataclass, or a dictionary of them, as indented JSON; raises `UserError` for NaN, which JSON lacks."""
+    """Write a dataclass, or a dictionary of them, as indented JSON; raises as `json_bytes` does."""
+    write_all({path: json_bytes(content)})
+
+
+def json_bytes(content) -> bytes:
+    """Return what `write_json` writes; raises `UserError` for NaN, which JSON lacks."""
     try:
-        text = json.dumps(content, default=dataclasses.asdict, indent=2, allow_nan=False)
+        return f"{json.dumps(content, default=dataclasses.asdict, indent=2, allow_nan=False)}\n".encode()
     except ValueError as error:
-        raise UserError(f"{path} is not written, since a number in it is not finite.") from error
-    with writing(path) as temporary:
-        temporary.write_text(text + "\n")
+        raise UserError("Nothing is written, since a number in the results is not finite.") from error
 
 
 def write_csv(path: str | Path, rows: list, row_type: type | None = None) -> None:
@@ -329,18 +333,23 @@ def write_csv(path: str | Path, rows: list, row_type: type | None = None) -> Non
 
     None becomes an empty cell.
     """
+    write_all({path: csv_bytes(rows, row_type)})
+
+
+def csv_bytes(rows: list, row_type: type | None = None) -> bytes:
+    """Return what `write_csv` writes."""
     cells = [row if isinstance(row, dict) else vars(row) for row in rows]
     names = [field.name for field in dataclasses.fields(row_type)] if row_type else list(cells[0])
-    with writing(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\r\n")
-        writer.writeheader()
-        writer.writerows(cells)
+    writer = csv.DictWriter(text := io.StringIO(newline=""), names, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(cells)
+    return text.getvalue().encode()
 
 
 def read_csv(path: str | Path, row_type: type) -> list:
     """Read what `write_csv` wrote: every cell an int where the field is declared so, else a float or None."""
     types = {field.name: int if field.type in (int, "int") else float for field in dataclasses.fields(row_type)}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [
             row_type(**{name: types[name](cell) if cell else None for name, cell in row.items()})
             for row in csv.DictReader(file)
@@ -356,22 +365,3 @@ def reading(path: Path, remedy: str = "move it away, or train anew with --retrai
         raise
     except Exception as error:  # files of another version make libraries raise nearly anything
         raise UserError(f"The stored {path} is of another kind or version ({error}); {remedy}.") from error
-
-
-def check_space(folder: str | Path, needed: int) -> None:
-    """Raise `MachineError` unless the disk of a folder that exists has `needed` bytes: asked before hours of work."""
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise MachineError(
-            f"The disk of {folder} has {free / 1e6:,.0f} MB left, but about {needed / 1e6:,.0f} MB will be written."
-        )
-
-
-def check_writable(*directories: str | Path) -> None:
-    """Raise `UserError` unless files can be made in each directory (created if need be): asked before hours of work."""
-    for directory in directories:
-        try:
-            Path(directory).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):
-                pass
-        except OSError as error:
-            raise UserError(f"The folder {directory} cannot be written to ({_reason(error)}); name another.") from error

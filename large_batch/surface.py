@@ -160,8 +160,8 @@ def random_plane(
     """Return the line or plane at the weights w, (n,), of a model along random directions, each a function of
     (seed, its number), scaled as `normalised` does."""
     drawn = [np.random.default_rng([seed, number]).standard_normal(len(w)) for number in range(dimensions)]
-    layout = parts(model)
-    return _around(w, [normalised(direction, w, layout, normalisation, vectors) for direction in drawn])
+    parts = layout(model)
+    return _around(w, [normalised(direction, w, parts, normalisation, vectors) for direction in drawn])
 
 
 def steepest_plane(
@@ -181,14 +181,14 @@ def _around(w: np.ndarray, directions: Sequence[np.ndarray], axis_values: Sequen
     return Plane(w, np.array(directions), np.zeros((1, d)), np.zeros((d, 1)), np.array(axis_values))
 
 
-def parts(model: keras.Model) -> list[Part]:
+def layout(model: keras.Model) -> list[Part]:
     """Return the parts of a model's flat weights.
 
     A filter is what makes one output of a layer: a column of a dense kernel, (inputs, outputs), and [..., i] of a
     convolution's, (height, width, inputs, outputs). A depthwise convolution has one for each input and multiple.
     """
     filters = {}
-    for layer in _layers(model):
+    for layer in model._flatten_layers():
         for variable in getattr(layer, "trainable_variables", []):
             if hasattr(layer, "depth_multiplier") and "pointwise" not in variable.path:
                 filters[variable.path] = (-2, -1)
@@ -198,16 +198,10 @@ def parts(model: keras.Model) -> list[Part]:
     return [Part(shape, filters.get(path, (-1,)) if len(shape) > 1 else ()) for shape, path in shapes]
 
 
-def _layers(layer: keras.Layer) -> list[keras.Layer]:
-    """Return the layers that hold weights of their own, those of models within a model, too."""
-    inner = getattr(layer, "layers", [])
-    return [deepest for part in inner for deepest in _layers(part)] if inner else [layer]
-
-
 def normalised(
     direction: np.ndarray,
     w: np.ndarray,
-    layout: Sequence[Part],
+    parts: Sequence[Part],
     normalisation: str = "filter",
     vectors: bool = False,
 ) -> np.ndarray:
@@ -216,7 +210,7 @@ def normalised(
     Args:
         direction: What is scaled.
         w: The weights at which it is drawn.
-        layout: What `parts` returns.
+        parts: What `layout` returns.
         normalisation: "filter": each filter has the norm of the weights' filter (Li et al. 2018); "layer": each
             variable has that of the weights' variable; "none": as it is.
         vectors: Whether biases and the parameters of normalisations take part, each vector scaled as a whole. By
@@ -227,11 +221,11 @@ def normalised(
     """
     if normalisation not in NORMALISATIONS:
         raise UserError(f"There is no normalisation '{normalisation}'; choose one of {', '.join(NORMALISATIONS)}.")
-    ends = np.cumsum([int(np.prod(part.shape)) for part in layout])
+    ends = np.cumsum([int(np.prod(part.shape)) for part in parts])
     if ends[-1] != len(w):
         raise UserError(f"The model has {ends[-1]:,} trainable weights, the vector given has {len(w):,}.")
     scaled = []
-    for part, ours, theirs in zip(layout, np.split(direction, ends[:-1]), np.split(w, ends[:-1]), strict=True):
+    for part, ours, theirs in zip(parts, np.split(direction, ends[:-1]), np.split(w, ends[:-1]), strict=True):
         ours, theirs = ours.reshape(part.shape), theirs.reshape(part.shape)
         if len(part.shape) < 2 and not vectors:
             ours = np.zeros(part.shape)
@@ -255,6 +249,7 @@ def evaluate(
 
     Each point is one forward pass over the function's samples; the data and the plane, 8 (d + 1) n bytes, stay in
     memory. An `Objective` of a network with moving statistics uses those that it has.
+    Accuracies are NaN where the function has none.
     """
     a, *others = plane.axes(points, reach)
     b = others[0] if others else np.zeros(1)

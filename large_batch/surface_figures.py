@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,15 +41,18 @@ class Panel:
 
 def contours(panels: Sequence[Panel], title: str = "") -> Figure:
     """Draw loss (logarithmic) and, below, accuracy of planes side by side at one scale: the training set filled, the
-    test set as dashed lines at every fourth level."""
-    several = len(panels) > 1  # else loss and accuracy are side by side
-    figure = Figure(figsize=(1.2 + 4.6 * len(panels), 8.4) if several else (10.4, 4.8), layout="constrained")
-    rows = figure.subplots(*(2, len(panels)) if several else (1, 2)).reshape(2, -1)
+    test set as dashed lines at every fourth level. Of functions that have no accuracy only the loss is drawn."""
     norm = _loss_norm(panels)
-    kinds = (
-        ("loss", "Cross Entropy", norm, np.geomspace(norm.vmin, norm.vmax, LEVELS), "viridis", "max"),
+    kinds = [
+        ("loss", "Loss", norm, np.geomspace(norm.vmin, norm.vmax, LEVELS), "viridis", "max"),
         ("accuracy", "Accuracy (%)", Normalize(0, 100), PERCENTS, "viridis_r", "neither"),
-    )
+    ]
+    if np.isnan(panels[0].train.accuracy).all():
+        kinds.pop()
+    count = len(panels)
+    high, wide = (len(kinds), count) if count > 1 else (1, len(kinds))  # of a single one they are side by side
+    figure = Figure(figsize=(1.2 + 4.6 * wide, 0.6 + 3.9 * high), layout="constrained")
+    rows = figure.subplots(high, wide, squeeze=False).reshape(len(kinds), count)
     for row, (name, label, scale, levels, colors, extend) in zip(rows, kinds, strict=True):
         for axes, panel in zip(row, panels, strict=True):
             train = panel.train
@@ -91,12 +95,12 @@ def views(panels: Sequence[Panel], title: str = "") -> Figure:
         axes.set_zlim(np.log10(norm.vmin), np.log10(norm.vmax))
         axes.zaxis.set_major_formatter(FuncFormatter(lambda height, _: f"{10**height:.2g}"))
         for axis, label in zip((axes.xaxis, axes.yaxis), panel.axes, strict=True):
-            axis.set_label_text(label.replace(" (", "\n("), size="small")
+            axis.set_label_text(textwrap.fill(label, 24), size="small")
             axis.set_major_locator(MaxNLocator(4))
             axis.labelpad = 8
-        axes.set_zlabel("Cross Entropy", size="small")
+        axes.set_zlabel("Loss", size="small")
         axes.set_title(panel.title)
-        axes.set_box_aspect(None, zoom=0.8)  # room for the labels
+        axes.set_box_aspect(None, zoom=0.9)  # room for the labels
     figure.suptitle(title)
     return figure
 
@@ -119,7 +123,7 @@ def lines(panels: Sequence[Panel], title: str = "") -> Figure:
         left.set_ylim(norm.vmin / 1.1, norm.vmax * 1.1)
         right.set_ylim(0, 105)
         left.set_xlabel(panel.axes[0])
-        left.set_ylabel("Cross Entropy", color=LOSS)
+        left.set_ylabel("Loss", color=LOSS)
         right.set_ylabel("Accuracy (%)", color=ACCURACY)
         left.set_title(panel.title)
         left.grid(True, color="0.85")

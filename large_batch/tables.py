@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from large_batch import paper
-from large_batch.hessian import Curvature
+from large_batch.correlations import RankCorrelation
 from large_batch.measurements import Measured, Solution
 from large_batch.paper import Spread
-from large_batch.sharpness_metric import SharpnessResult
+from large_batch.sharpness_metric import Curvature, SharpnessResult
 from large_batch.spectra import Eigenvalues, Traces
 from large_batch.spectrum import Estimate
 from large_batch.tracking import Tracked
@@ -225,4 +225,15 @@ def tracked_table(tracked: dict[str, list[Tracked]]) -> str:
             numbers = [known[0], max(known), known[-1], getattr(group[-1], edge)] if known else []
             cells += [f"{number:.4g}" for number in numbers] or ["-"] * 4
         rows.append(cells)
+    return lay_out(rows)
+
+
+def rank_table(ranks: dict[str, RankCorrelation]) -> str:
+    """Lay out the rank correlation of each measure with the generalisation gap, the highest first."""
+    settings = list(next(iter(ranks.values())).granulated)
+    rows = [["measure", "minimizers", "Kendall's tau (95 %)", *(f"by {name}" for name in settings), "mean of these"]]
+    for measure, rank in sorted(ranks.items(), key=lambda item: -(item[1].tau or 0)):
+        taus = [*rank.granulated.values(), rank.mean_granulated]
+        cells = ["-" if tau is None else f"{tau:+.2f}" for tau in taus]
+        rows.append([measure, str(rank.count), str(rank), *cells])
     return lay_out(rows)

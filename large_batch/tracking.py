@@ -10,8 +10,8 @@ Following a training changes nothing of it. The iterations start at a random vec
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import diags_array
@@ -21,9 +21,9 @@ from large_batch.backend import keras
 from large_batch.errors import MachineError, UserError
 from large_batch.hessian import hessian_operator, largest_eigenvalues
 from large_batch.layers import flat_weights
-from large_batch.objective import Objective
 
-SAMPLES = 2000  # of the training set, the first ones, that the Hessian is taken over
+if TYPE_CHECKING:
+    from large_batch.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,6 @@ class Tracked:
     edge: float
     preconditioned: float | None = None
     preconditioned_edge: float | None = None
-
-
-@dataclass(frozen=True)
-class Track:
-    """What to follow: every so many steps, over the first `samples` training samples."""
-
-    every: int
-    samples: int = SAMPLES
-
-    @classmethod
-    def read(cls, text: str) -> Track:
-        """Return what "eigenvalue:1000" or, with the number of samples, "eigenvalue:1000:5000" says.
-
-        Raises `UserError` for anything else.
-        """
-        if not (found := re.fullmatch(r"eigenvalue:0*([1-9]\d{0,8})(?::0*([1-9]\d{0,8}))?", text)):
-            raise UserError(
-                f"What to follow must be like eigenvalue:1000, or eigenvalue:1000:{SAMPLES} with a number of samples, "
-                f"not '{text[:40]}'."
-            )
-        return cls(*(int(number) for number in found.groups() if number))
 
 
 def look(

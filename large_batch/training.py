@@ -1,4 +1,4 @@
-"""One training: the recipe that determines it, the state that it can be stopped and continued in, and its loop.
+"""One training: the state that it can be stopped and continued in, and its loop.
 
 Batches depend on (seed, epoch), dropout on (seed, step, replica) and remedies on (seed, step) alone, so the state is
 the variables, the number of steps taken, and the sums of the epoch that has begun.
@@ -9,125 +9,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from large_batch import distribution, layers, optimizers, remedies, store, tracking
+from large_batch import distribution, files, layers, optimizers, remedies, store
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
-from large_batch.errors import UserError
 from large_batch.layers import cross_entropy, flat_weights, pixels
-from large_batch.networks import PRECISIONS, Network, Problem
-from large_batch.objective import Objective
+from large_batch.networks import Network
 from large_batch.remedies import Moment
-from large_batch.tracking import Track, Tracked
+
+if TYPE_CHECKING:
+    from large_batch.recipes import Recipe
 
 BLOCK = 4096  # samples trained at most between two looks at the clock and at signals
 PACE = 1.0  # seconds that should not pass between them
-PATIENCE, LEAST_GAIN = 10, 0.01  # epochs, and the relative improvement of the loss, of `converged`
 COMPILED_BATCH = 512  # samples up to which a step without convolutions is about 10 % faster or more, compiled by XLA
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe(Problem):
-    """Everything that determines a minimizer: the problem, batch size, length, optimizer, seed of start and batches.
-
-    A training of k epochs is the beginning of every longer one, so the iterate after epoch k is the minimizer of the
-    recipe with `epochs` k; with 0 epochs it is the starting point. `schedule` lists (finished epochs, batch size): from
-    there on the batch size is another, in the same training. `warm_start` is the recipe at whose minimizer this
-    training starts, with a fresh optimizer; by default it starts where the seed says. `optimizer` and `remedies` are
-    texts, like "sgd:momentum=0.9" (`optimizers.make`, `remedies.make`). With `until_converged` the training ends after
-    fewer epochs where its loss has ceased to improve (`converged`), and so do the iterates after that. `track` says
-    what is followed on the way (`Track.read`): it does not change the minimizer, but is kept with it.
-    """
-
-    batch_size: int
-    epochs: int
-    seed: int
-    precision: str = "float32"
-    optimizer: str = "adam"
-    schedule: tuple[tuple[int, int], ...] = ()
-    warm_start: Recipe | None = None
-    remedies: tuple[str, ...] = ()
-    until_converged: bool = False
-    track: str = ""
-
-    def __post_init__(self):
-        if self.track:
-            Track.read(self.track)
-        if self.precision not in PRECISIONS:
-            raise UserError(f"There is no precision '{self.precision}'; choose one of {', '.join(PRECISIONS)}.")
-        if self.epochs < 0:
-            raise UserError(f"A training needs 0 or more epochs, not {self.epochs}.")
-        if min(self.batch_sizes) < 1:
-            raise UserError(f"A batch needs at least 1 sample, not {min(self.batch_sizes)}.")
-        if self.seed < 0:
-            raise UserError(f"The seed must be 0 or greater, not {self.seed}.")
-        switches = [epoch for epoch, _ in self.schedule]
-        if switches != sorted(set(switches)) or min(switches, default=1) < 1:
-            raise UserError(f"The epochs of a schedule must be above 0 and ascend, not {switches}.")
-        for name, value in (
-            ("optimizer", optimizers.canonical(self.optimizer)),
-            ("remedies", tuple(map(remedies.canonical, self.remedies))),
-        ):
-            object.__setattr__(self, name, value)  # so that what is the same is found under one name
-        if self.warm_start and self.warm_start.problem != self.problem:
-            raise UserError("A training can start only at a minimizer of the same network and data.")
-
-    @property
-    def problem(self) -> Problem:
-        """What is minimised."""
-        return Problem(**{part.name: getattr(self, part.name) for part in dataclasses.fields(Problem)})
-
-    @property
-    def name(self) -> str:
-        """What a person looks for in a listing of runs."""
-        variant = [word for word in (self.definition, self.precision) if word not in ("repository", "float32")]
-        batches = f"b{self.batch_size}" + (f"to{self.schedule[-1][1]}" if self.schedule else "")
-        settings = [batches, f"e{self.epochs}", f"s{self.seed}"]
-        chosen = [text for text in (self.optimizer, *self.remedies) if text != "adam"]
-        settings += [*(text.partition(":")[0] for text in chosen), *["converged"] * self.until_converged]
-        if warm := self.warm_start:
-            settings.append(f"from-b{warm.batch_size}-e{warm.epochs}")
-        if self.track:
-            settings.append(self.track.replace(":", "-"))
-        return "-".join([self.network, self.dataset, *variant, *settings])
-
-    @property
-    def batch_sizes(self) -> list[int]:
-        """All batch sizes, in the order of their use."""
-        return [self.batch_size, *(batch for _, batch in self.schedule)]
-
-    def batch_size_in(self, epoch: int) -> int:
-        """Return the batch size once `epoch` epochs are finished."""
-        return [self.batch_size, *(batch for after, batch in self.schedule if after <= epoch)][-1]
-
-    def at_epoch(self, epoch: int) -> Recipe:
-        """Return the recipe of this training's iterate after `epoch` epochs."""
-        return dataclasses.replace(self, epochs=epoch)
-
-    def ends(self, history: Sequence[Epoch]) -> bool:
-        """Say whether a training with this history is at its end."""
-        losses = [row.train_loss for row in history]
-        return len(losses) >= self.epochs or (self.until_converged and converged(losses))
-
-    def check(self, data: DataSet) -> Recipe:
-        """Return the recipe; raise `UserError` for a batch larger than the training set, or remedies of other data."""
-        for text in self.remedies:
-            remedies.make(text).check(data.x_train.shape[1:])
-        largest, samples = max(self.batch_sizes), len(data.x_train)
-        if largest > samples:
-            raise UserError(f"A batch of {largest:,} is larger than the training set of {samples:,} samples.")
-        return self
-
-    def build(self, network: Network, data: DataSet, precision: str = "float32") -> keras.Model:
-        """Return the recipe's network at the starting point of its seed."""
-        return network.build(self.definition, data.classes, self.seed, precision)
 
 
 @dataclass(frozen=True)
@@ -139,16 +42,6 @@ class Epoch:
     train_accuracy: float
     test_loss: float | None = None
     test_accuracy: float | None = None
-
-
-def converged(losses: Sequence[float]) -> bool:
-    """Say whether the mean training loss of the epochs has ceased to improve.
-
-    So it has where the least loss of the last 10 epochs is not more than a relative 1 % below the least of all before.
-    The paper's trainings ran "until the loss function ceased to improve" (section 2.2), without a rule.
-    """
-    before, last = losses[:-PATIENCE], losses[-PATIENCE:]
-    return bool(before) and min(last) >= (1 - LEAST_GAIN) * min(before)
 
 
 class DivergedError(ArithmeticError):
@@ -166,14 +59,13 @@ class TrainingState:
     seen: int = 0
     wall_seconds: float = 0.0
     origins: list[store.Provenance] = field(default_factory=list)
-    tracked: list[Tracked] = field(default_factory=list)
+    tracked: list[dict] = field(default_factory=list)  # rows of `tracking.Tracked`
 
     @classmethod
     def read(cls, saved) -> TrainingState:
         """Return the state that an opened file of `TrainingLoop.save` holds."""
         content = json.loads(str(saved["position"]))
         content["history"] = [Epoch(**row) for row in content["history"]]
-        content["tracked"] = [Tracked(**row) for row in content.get("tracked", ())]
         content["origins"] = [store.Provenance(**origin) for origin in content["origins"]]
         return cls(**content)
 
@@ -184,7 +76,15 @@ class TrainingState:
 class TrainingLoop:
     """A recipe's training, from its start or from a kept state on, over any number of replicas."""
 
-    def __init__(self, recipe: Recipe, network: Network, data: DataSet, replicas: Replicas = ALONE):
+    def __init__(
+        self,
+        recipe: Recipe,
+        network: Network,
+        data: DataSet,
+        replicas: Replicas = ALONE,
+        look: Callable[[keras.Model, keras.optimizers.Optimizer, int], dict] | None = None,
+    ):
+        """Build the network and the optimizer; `look` returns what is followed after so many steps, where any is."""
         self.recipe, self.data, self.replicas = recipe, data, replicas
         self.outputs = network.outputs
         self.state = TrainingState()
@@ -208,12 +108,7 @@ class TrainingLoop:
         self._compiled_step = tf.function(self._step, jit_compile=True, autograph=False)
         self._order = (-1, tf.zeros(0, tf.int32))  # of which epoch, and which
         self._block = 1
-        self._track = Track.read(recipe.track) if recipe.track else None
-        if self._track:
-            model, x, y = recipe.build(network, data), data.x_train, data.y_train
-            some = slice(self._track.samples)
-            settings = {"outputs": network.outputs, "prepare": layers.preparation(data), "replicas": replicas}
-            self._followed = Objective(model, x[some], y[some], **settings)
+        self._track, self._look = recipe.followed, look
 
     @property
     def epoch(self) -> int:
@@ -271,9 +166,9 @@ class TrainingLoop:
     def _follow(self) -> None:
         """Look at what is followed, where that is due and not done."""
         began, at = time.monotonic(), self.state
-        if self._track and at.steps % self._track.every == 0 and at.steps not in [row.step for row in at.tracked[-1:]]:
-            seen = tracking.look(self._followed, self.model, self.optimizer, at.steps, self.recipe.seed)
-            at.tracked.append(seen)
+        due = self._track and at.steps % self._track.every == 0
+        if due and at.steps not in [row["step"] for row in at.tracked[-1:]]:
+            at.tracked.append(self._look(self.model, self.optimizer, at.steps))
             at.wall_seconds += time.monotonic() - began
 
     def _set_pace(self, steps: int, batch: int, seconds: float) -> None:
@@ -389,7 +284,7 @@ class TrainingLoop:
     def save(self, path: Path) -> None:
         """Write the whole state."""
         arrays = {f"variable_{i:03}": np.asarray(variable) for i, variable in enumerate(self._variables())}
-        with store.writing(path) as temporary:
+        with files.writing(path) as temporary:
             np.savez(temporary, position=str(self.state), **arrays)
 
     def restore(self, path: Path) -> None:

@@ -44,7 +44,7 @@ class StoppedError(Exception):
 
 def recipe(data, **settings):
     """Return a short recipe, of F1 unless told otherwise."""
-    from large_batch.training import Recipe
+    from large_batch.recipes import Recipe
 
     defaults = {"network": "F1", "batch_size": 150, "epochs": 2, "seed": 0}
     return Recipe(dataset=data.name, data_digest=data.digest, **(defaults | settings))
@@ -68,6 +68,26 @@ def build(asked, data):
     import network_zoo
 
     return asked.build(network_zoo.get(asked.network), data)
+
+
+def solution(minimizer, at, sharpness, result=None):
+    """Return the solution of a recipe whose sharpness has a value at each epsilon, or is not resolved."""
+    from large_batch import paper, store
+    from large_batch.measurements import Evaluated, EvaluationRequest, Measured, SharpnessRequest, Solution
+    from large_batch.sharpness_metric import SharpnessResult
+
+    problem = {name: getattr(at, name) for name in ("network", "dataset", "data_digest", "definition")}
+    of = store.provenance()
+    evaluation = Measured(EvaluationRequest(**problem), result or Evaluated(*[1 / at.batch_size] * 3, *[80.0] * 3), of)
+    measured = [
+        Measured(
+            SharpnessRequest(**problem, epsilon=epsilon, solver="lbfgsb", iterations=1),
+            SharpnessResult(sharpness, 0.1, 0.2, epsilon, 3, "lbfgsb", 1, 1, "", 0.0, 0.0, 0.0),
+            of,
+        )
+        for epsilon in paper.EPSILONS
+    ]
+    return Solution(minimizer, at, of, "w", 3.0, evaluation, measured)
 
 
 def run_python(*arguments: str | Path, **settings) -> subprocess.CompletedProcess:

@@ -68,7 +68,6 @@ def import_all() -> None:
     import large_batch.backend  # noqa: F401, I001
 
     import sklearn.datasets  # noqa: F401
-    import tqdm  # noqa: F401
     from tensorflow.python.eager import context
 
     import large_batch.claims  # noqa: F401

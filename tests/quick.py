@@ -5,7 +5,7 @@ from conftest import StoppedError
 
 from large_batch.minimizers import Minimizers
 from large_batch.networks import Network
-from large_batch.training import Recipe
+from large_batch.recipes import Recipe
 from network_zoo import classifier
 
 QUICK = Network("quick", classifier(lambda parts: [*parts.dense(16), *parts.drop(0.2)]), "digits", (784,), 10)

@@ -56,7 +56,7 @@ class Case:
     begun: bool = False  # the mistake shows after the line that says what there is to do
 
     def __str__(self) -> str:
-        settings = " ".join(f"{name}={value}" for name, value in self.environment.items())
+        settings = " ".join(f"{name}={value}"[:40] for name, value in self.environment.items())
         words = [settings, self.script.split("_")[0].removesuffix(".py"), self.arguments, self.about]
         return " ".join(word for word in words if word)[:100]
 
@@ -70,7 +70,7 @@ MINE = DIGITS + "--weights={tmp}/mine.weights.h5 "
 FLAGS = [
     Case(PLOT, "", "Name the network"),
     Case(PLOT, "-n C5", "no network 'C5'"),
-    Case(PLOT, "-n F1 --dataset=mnits", "no data set 'mnits'"),
+    Case(PLOT, "-n F1 --dataset=mnits", "no data set 'mnits' (did you mean mnist?)"),
     Case(PLOT, "-n C1 --dataset=mnist --data_dir={root}/data", "do not fit the network"),
     Case(PLOT, "-n F2", "TIMIT is licensed"),
     Case(PLOT, DIGITS + "--epochs=-3", "--epochs=-3"),
@@ -87,7 +87,7 @@ FLAGS = [
     Case(PLOT, "-n F1 digits", "Unexpected argument 'digits'"),
     Case(PLOT, "-n F1 --flagfile=nowhere.txt", "nowhere.txt"),
     Case(PLOT, "-n F1 --flagfile={root}/Figures/F1.png", "decode"),
-    Case(PLOT, "-n f1 --dataset=digits", "no network 'f1'"),
+    Case(PLOT, "-n f1 --dataset=digits", "no network 'f1' (did you mean F1?)"),
     Case(PLOT, "-nF1", "Unknown command line flag 'nF1'"),
     Case(PLOT, "-n F1 -n C5", "no network 'C5'"),
     Case(PLOT, "-n 'F1\nF2'", "no network 'F1"),
@@ -166,7 +166,9 @@ FLAGS = [
     Case(SHARPNESS, DIGITS + "--scale=0", "--scale must be a number above 0"),
     Case(SHARPNESS, DIGITS + "--space=half", "no --space 'half'"),
     Case(SHARPNESS, DIGITS + "--space=", "--space is empty"),
-    Case(SHARPNESS, DIGITS + "--solver=adam", "lbfgsb|vertex|both"),
+    Case(
+        SHARPNESS, DIGITS + "--solver=adam", "no --solver 'adam'; choose one of lbfgsb, vertex, or several with commas"
+    ),
     Case(SHARPNESS, DIGITS + "--manifold=sphere", "normal|uniform|orthonormal"),
     Case(SHARPNESS, DIGITS + "--trials=0", "--trials=0"),
     Case(SHARPNESS, DIGITS + "--iterations=0", "--iterations=0"),
@@ -185,7 +187,7 @@ FLAGS = [
     Case(SHARPNESS, DIGITS + "--space=full,half", "no --space 'half'"),
     Case(SHARPNESS, DIGITS + "--space=full,", "no --space ''"),
     Case(SHARPNESS, DIGITS + "--space=Full", "no --space 'Full'"),
-    Case(SHARPNESS, DIGITS + "--solver=", "lbfgsb|vertex|both"),
+    Case(SHARPNESS, DIGITS + "--solver=", "--solver is empty"),
     Case(SHARPNESS, DIGITS + "--trials=x", "--trials=x"),
     Case(SHARPNESS, DIGITS + "--trials=1000000000000", "--trials=1000000000000"),
     Case(SHARPNESS, DIGITS + "--iterations=" + 30 * "9", "--iterations=99"),
@@ -278,7 +280,15 @@ MACHINES = [
     Case(
         PLOT, DIGITS, "TF_CONFIG does not say which worker", environment={"TF_CONFIG": '{"cluster": {"worker": [1]}}'}
     ),
-    Case(SHARPNESS, DIGITS, "TF_CONFIG does not say which worker", environment={"TF_CONFIG": "host0,host1"}),
+    *(
+        Case(SHARPNESS, DIGITS, "TF_CONFIG does not say which worker", environment={"TF_CONFIG": config}, about=about)
+        for about, config in {
+            "text": "host0,host1",
+            "nested": "[" * 100_000,
+            "infinite": '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": Infinity}}',
+            "a list": '{"cluster": ["a:1", "b:1"], "task": {"type": "worker", "index": 0}}',
+        }.items()
+    ),
 ]
 ENVIRONMENT = [
     Case(PLOT, "-n C5", "no network", environment={"MPLBACKEND": "nonsense", "TF_CPP_MIN_LOG_LEVEL": "x"}, fresh=True),

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -174,28 +173,6 @@ def test_data_of_ones_own(tmp_path, capsys, dtype):
 )
 def test_unusable_data_of_ones_own(tmp_path, changes, words):
     assert words in refusal(tmp_path, str(tmp_path / "own"), own(**changes), ".npz")
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_arrays_for_which_there_is_no_memory_are_not_read(tmp_path, version):
-    others = own()
-    del others["x_train"]
-    np.savez(path := tmp_path / "own.npz", **others)
-    header = {"descr": "<f8", "fortran_order": False, "shape": (10**15,)}
-    with zipfile.ZipFile(path, "a") as file, file.open("x_train.npy", "w") as content:
-        getattr(np.lib.format, f"write_array_header_{version}_0")(content, header)
-    # With the copies of four bytes a value.
-    with pytest.raises(UserError, match="own.npz need 12,000,000.0 GB"):
-        datasets.load(str(path), tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00\x06\x00{'a':1", b"\x93NUMPY\x09\x00"])
-def test_a_member_without_a_header(tmp_path, content):
-    with zipfile.ZipFile(path := tmp_path / "own.npz", "w") as file:
-        for key in Arrays._fields:
-            file.writestr(f"{key}.npy", content)
-    with pytest.raises(UserError, match="own.npz is not a readable .npz file"):
-        datasets.load(str(path), tmp_path)
 
 
 def test_timit_must_be_brought(tmp_path):

@@ -10,7 +10,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as some
 
-from large_batch import distribution, store
+from large_batch import distribution, files
 from large_batch.backend import tf
 from large_batch.errors import BusyError, MachineError, UserError
 
@@ -54,10 +54,11 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from large_batch import datasets, distribution
 from large_batch.distribution import ALONE
 from large_batch.layers import BatchStatisticsNormalization, Dropout, flat_weights
-from large_batch.minimizers import Minimizers, digest
+from large_batch.minimizers import Minimizers
+from large_batch.models import digest
 from large_batch.objective import Objective
 from large_batch.sharpness_metric import sharpness
-from large_batch.training import Recipe
+from large_batch.recipes import Recipe
 
 network, run_dir = network_zoo.get("smooth"), Path(sys.argv[2])
 split = distribution.choose("mirrored")
@@ -115,7 +116,7 @@ chunks, trainings = {
         "steps": {"batch_size": 150, "epochs": 2},
         "adaqn": {"optimizer": "adaqn:cycle=1,pairs=2,gradients=3", "remedies": ("adversarial:radius=0.01",), **few},
         "asam": {"optimizer": "sgd", "remedies": ("stability", "asam"), **few},
-        "conservative": {"remedies": ("sam", "conservative:iterations=2,fresh=1,strength=1"), **few},
+        "conservative": {"remedies": ("conservative:iterations=2,fresh=1,strength=1",), **few},
     }),
     4: ([202, 3], {"steps": {"batch_size": 1499, "epochs": 10}}),
 }[split.count]
@@ -292,7 +293,7 @@ def test_no_cluster(monkeypatch):
 
 
 def test_one_process_holds_its_own_lock(tmp_path):
-    with distribution.ALONE.lock(tmp_path / "x"), pytest.raises(BusyError), store.lock(tmp_path / "x", wait=False):
+    with distribution.ALONE.lock(tmp_path / "x"), pytest.raises(BusyError), files.lock(tmp_path / "x", wait=False):
         pass
 
 

@@ -4,22 +4,20 @@ import re
 
 import numpy as np
 import pytest
-from conftest import recipe, run_python
+from conftest import run_python, solution
 from small_network import NAME, SMALL
 
 import network_zoo
 import training_curves
 import warmstart
 from batch_size_sweep import Settings as SweepSettings
-from batch_size_sweep import default_sizes
-from large_batch import figures, paper, store
-from large_batch.breakpoints import Breakpoint
+from batch_size_sweep import default_sizes, fitting
+from large_batch import __version__, distribution, files, paper, store
+from large_batch.backend import tf
 from large_batch.errors import UserError
-from large_batch.experiment import Experiment, shortened
-from large_batch.measurements import Evaluated, EvaluationRequest, Measured, SharpnessRequest, Solution
+from large_batch.experiment import Experiment
 from large_batch.minimizers import RESULT
 from large_batch.runner import duration
-from large_batch.sharpness_metric import SharpnessResult
 from large_batch.tables import cell
 from warmstart import schedule
 
@@ -77,10 +75,28 @@ def stored_files(tmp_path):
     return {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
 
 
+HALVES = [(half, kind) for half in ("train", "test") for kind in ("loss", "accuracy")]
+
+
+def rounded(number):
+    return float(np.float32(number))
+
+
+def board(tmp_path):
+    """Step, tag and value of all that TensorBoard would show, no run having a tag twice at one step."""
+    shown = []
+    for run in (tmp_path / "board").iterdir():
+        events = [event for path in run.iterdir() for event in tf.compat.v1.train.summary_iterator(str(path))]
+        found = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+        assert len({place[:2] for place in found}) == len(found)
+        shown += found
+    return set(shown)
+
+
 def test_training_curves(run, tmp_path):
-    job = "training_curves.py", "--epochs=3", "--every=2", "--trials=2", *BATCHES
+    job = "training_curves.py", "--epochs=3", "--every=2", "--trials=2", f"--tensorboard={tmp_path / 'board'}", *BATCHES
     printed = run(*job)
-    assert printed.startswith("4 trainings (0 of them done), 20 measurements (0 of them done).\n")
+    assert "4 trainings (0 stored, 0 resumed), 20 measurements (0 stored)" in printed
     path = only(tmp_path / "result", "small-training_curves-*-e3-t2-n60-i1-sb750-lb1500-every2.csv")
     drawn(tmp_path, path.stem)
     drawn(tmp_path, f"{path.stem}-sharpness")
@@ -97,7 +113,7 @@ def test_training_curves(run, tmp_path):
         assert places(sharp, "epochs", "seed") == [("0", "0"), ("2", "0"), ("3", "0")] * 2
         assert all(float(row["value"]) > 0 for row in sharp)
     epochs = rows(path.with_name(f"{path.stem}-epochs.csv"))
-    assert [row["epoch"] for row in epochs] == ["1", "2", "3"] * 4
+    assert places(epochs, "network", "dataset", "epoch") == [("small", "digits", epoch) for epoch in "123"] * 4
     assert epochs[2]["test_accuracy"] == values(found, "test_accuracy")[2]["value"]
     summary = json.loads(path.with_suffix(".json").read_text())
     assert summary["problem"]["network"] == "small"
@@ -105,6 +121,19 @@ def test_training_curves(run, tmp_path):
     assert summary["data_source"] == "scikit-learn's 8x8 digits"
     assert len(summary["solutions"]) == 8
     assert summary["provenance"]["command"].startswith("training_curves.py ")
+    assert summary["provenance"]["device"] == summary["solutions"][0]["training"]["device"] == distribution.device()
+    shown = board(tmp_path)
+    assert shown == {
+        *(
+            (int(row["epoch"]), f"{kind}/{half}", rounded(row[f"{half}_{kind}"]))
+            for row in epochs
+            for half, kind in HALVES
+        ),
+        *(
+            (int(row["epochs"]), f"sharpness/full-eps{row['epsilon']}-lbfgsb-n60", rounded(row["value"]))
+            for row in values(found, "sharpness")
+        ),
+    }
     lengths = [float(row["value"]) for row in values(found, "distance_from_start")]
     ratios = [lengths[i] / lengths[i + 4] for i in (2, 3)]
     assert summary["claims"][1]["found"] == str(paper.Spread.of(ratios))
@@ -115,9 +144,10 @@ def test_training_curves(run, tmp_path):
 
     before = stored_files(tmp_path)
     again = run(*job)
-    assert again.startswith("4 trainings (4 of them done), 20 measurements (20 of them done).\n")
+    assert "4 trainings (4 stored, 0 resumed), 20 measurements (20 stored)" in again
     assert stored_files(tmp_path) == before
-    assert again.partition("\n")[2] == printed.partition("\n")[2]
+    assert again.partition("\n\n")[2] == printed.partition("\n\n")[2]
+    assert board(tmp_path) == shown
 
 
 def test_batch_size_sweep_shared_with_another_process(run, tmp_path):
@@ -128,15 +158,15 @@ def test_batch_size_sweep_shared_with_another_process(run, tmp_path):
     others = only(tmp_path / "run", "small-digits-b1500-e1-s0-*")
     aside = others.rename(tmp_path / "aside")
     job = *sweep, "--batch_sizes=1500,600,750,1000,600,1250"
-    with store.lock(others):  # as if another process trained it
+    with files.lock(others):  # as if another process trained it
         printed = run(*job, "--nowait")
-    assert printed.startswith("5 trainings (0 of them done), 15 measurements (0 of them done).\n")
+    assert "5 trainings (0 stored, 0 resumed), 15 measurements (0 stored)" in printed
     assert f"{others} is in the hands of process " in printed
     assert "What is left is in other hands; the same command without --nowait waits for the results." in printed
     assert not list((tmp_path / "result").glob("*b600*"))
     aside.rename(others)
     printed = run(*job)
-    assert printed.startswith("5 trainings (5 of them done), 15 measurements (15 of them done).\n")
+    assert "5 trainings (5 stored, 0 resumed), 15 measurements (15 stored)" in printed
     assert before.items() <= stored_files(tmp_path).items()
     path = only(tmp_path / "result", "small-batch_size_sweep-*-e1-n60-i1-b600-750-1000-1250-1500.csv")
     drawn(tmp_path, path.stem)
@@ -154,7 +184,7 @@ def test_warm_starts_killed_and_continued(run, tmp_path):
     trained = {path: time for path, time in stored_files(tmp_path).items() if path.parent in ended}
     assert [path for path in trained if "-from-" in str(path)], "killed between the warm starts"
     printed = run(*job)
-    assert printed.startswith("5 trainings (3 of them done), ")
+    assert "5 trainings (3 stored, 1 resumed), " in printed
     assert trained.items() <= stored_files(tmp_path).items()
     path = only(tmp_path / "result", "small-warmstart-*-e4-n60-i1-sb750-lb1500-every2-le2.csv")
     drawn(tmp_path, path.stem)
@@ -212,26 +242,11 @@ def begin(tmp_path, settings, **chosen):
     return Experiment.begin(settings(**folders, **chosen), network_zoo.get)
 
 
-def solution(minimizer, at, sharpness, result=None):
-    """Return the solution of a recipe whose sharpness has a value at each epsilon, or is not resolved."""
-    problem = {name: getattr(at, name) for name in ("network", "dataset", "data_digest", "definition")}
-    of = store.provenance()
-    evaluation = Measured(EvaluationRequest(**problem), result or Evaluated(*[1 / at.batch_size] * 3, *[80.0] * 3), of)
-    measured = [
-        Measured(
-            SharpnessRequest(**problem, epsilon=epsilon, solver="lbfgsb", iterations=1),
-            SharpnessResult(sharpness, 0.1, 0.2, epsilon, 3, "lbfgsb", 1, 1, "", 0.0, 0.0, 0.0),
-            of,
-        )
-        for epsilon in paper.EPSILONS
-    ]
-    return Solution(minimizer, at, of, "w", 3.0, evaluation, measured)
-
-
 def test_the_paper_is_set_beside_its_own_data_batches_and_last_epoch_only(tmp_path, capsys):
     write_timit(tmp_path / "data")
     experiment = begin(tmp_path, warmstart.Settings, network="F2", epochs=3, small_batch=1)
     assert experiment.as_published
+    assert "F2 on TIMIT" in experiment.title("")
     assert not begin(tmp_path / "other", warmstart.Settings, network="F1", dataset="digits").as_published
     assert (experiment.network.small_batch(60), experiment.network.large_batch(60)) == (1, 6)
     regimes = {"SB": [(1, 3), (1, 2)], "LB": [(6, 3)], "growing": [(1, 3)]}
@@ -293,22 +308,20 @@ def test_help_comes_without_tensorflow_and_in_groups(script, flags):
         assert words in done.stdout
 
 
-def test_figures_show_what_is_resolved(digits):
-    def row(batch, sharpness, warm=None):
-        at = recipe(digits, batch_size=batch, epochs=5)
-        if warm:
-            at = recipe(digits, batch_size=batch, epochs=5, warm_start=recipe(digits, epochs=warm))
-        return solution("", at, sharpness)
-
-    none, some = [row(size, None) for size in (64, 128, 256)], [row(64, None), row(128, 2.0), row(256, 20.0)]
-    for found in (none, some):
-        warm = [row(128, None, 1), row(128, found[1].sharpness_at(1e-3), 2)]
-        for figure in (
-            figures.batch_size_sweep(found, Breakpoint(128, 0, np.inf), "title"),
-            figures.sharpness_by_loss({"SB": none, "LB": found}, "title"),
-            figures.warm_starts(found, warm, 80.0, none, "title"),
-        ):
-            figure.draw_without_rendering()
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("--version", 0, f"{__version__}\n"),
+        ("-n c1", 2, "no network 'c1' (did you mean C1?)"),
+        ("-n F1 --dataset cifar-10", 2, "no data set 'cifar-10' (did you mean cifar10?)"),
+        ("-n F1 --weights nowhere.weights.h5", 2, "no weights file nowhere.weights.h5"),
+    ],
+)
+def test_what_is_answered_without_tensorflow(arguments, code, words):
+    done = run_python("-X", "importtime", "sharpness.py", *arguments.split())
+    assert done.returncode == code
+    assert words in done.stdout + done.stderr
+    assert not re.search(r"\| +(tensorflow|keras|matplotlib)$", done.stderr, re.MULTILINE)
 
 
 def test_cells_of_several_trials():
@@ -341,6 +354,20 @@ def test_schedules_that_are_none(text):
         schedule(text, 50, 256, 6000)
 
 
+def test_default_batch_sizes_that_cannot_fit_are_left_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(distribution, "used_bytes", lambda: 0)
+    experiment = begin(tmp_path, SweepSettings, network="F1", dataset="digits")
+    needed = experiment.minimizers.step_bytes(experiment.recipe(256))
+    monkeypatch.setattr(distribution, "total_bytes", lambda: needed)
+    fitted = fitting(experiment)
+    assert fitted.settings.batch_sizes == (64, 128, 256)
+    assert "Left out: batches of 512 and 750, for which the memory does not suffice." in caplog.text
+    assert fitted.name("batch_size_sweep") == "F1-batch_size_sweep-digits-b64-128-256"
+    with pytest.raises(UserError, match="A training step of 512 samples of F1 needs about"):
+        fitted.run([fitted.recipe(64), fitted.recipe(512)], [])
+    assert not list((tmp_path / "run").glob("F1*")), "found out before the work"
+
+
 def test_batch_sizes():
     assert default_sizes(60_000) == (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 30_000)
     assert default_sizes(50_000)[-2:] == (16384, 25_000)
@@ -355,10 +382,3 @@ def test_batch_sizes():
 )
 def test_durations(seconds, words):
     assert duration(seconds) == words
-
-
-def test_long_names_are_shortened_and_told_apart():
-    assert shortened("b64-128") == "b64-128"
-    long, other = shortened("b" + "64-" * 50 + "1"), shortened("b" + "64-" * 50 + "2")
-    assert len(long) < 60
-    assert long != other

@@ -12,14 +12,13 @@ from large_batch import distribution
 from large_batch import objective as objectives
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
-from large_batch.hessian import curvature
 from large_batch.layers import pixels
 from large_batch.minimizers import Minimizers
 from large_batch.models import point_of
 from large_batch.networks import Network
 from large_batch.objective import Objective, Point, flat_weights, read_weights, write_weights
 from large_batch.runner import state_between
-from large_batch.sharpness_metric import sharpness
+from large_batch.sharpness_metric import curvature, sharpness
 from large_batch.subspace import RandomSubspace
 
 RNG = np.random.default_rng(0)

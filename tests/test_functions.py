@@ -7,10 +7,9 @@ from test_foreign_models import L, X, Y, scaled, sequential
 from large_batch import functions
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
-from large_batch.hessian import curvature
 from large_batch.models import in_float64
 from large_batch.objective import Objective, flat_weights
-from large_batch.sharpness_metric import sharpness
+from large_batch.sharpness_metric import curvature, sharpness
 from large_batch.subspace import RandomSubspace
 
 RNG = np.random.default_rng(0)

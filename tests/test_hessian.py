@@ -6,10 +6,10 @@ from test_sharpness_metric import Quadratic
 from large_batch import datasets
 from large_batch.backend import keras
 from large_batch.errors import MachineError, UserError
-from large_batch.hessian import TOLERANCE, curvature, hessian_operator, largest_eigenvalues, project
+from large_batch.hessian import TOLERANCE, hessian_operator, largest_eigenvalues, project
 from large_batch.layers import pixels
 from large_batch.objective import Objective
-from large_batch.sharpness_metric import half_widths, sharpness
+from large_batch.sharpness_metric import curvature, half_widths, sharpness
 from large_batch.subspace import RandomSubspace
 
 RNG = np.random.default_rng(0)

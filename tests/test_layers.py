@@ -118,24 +118,23 @@ import json, re, sys
 from pathlib import Path
 
 import network_zoo
-from large_batch import datasets, distribution, layers, store
+from large_batch import datasets, layers
 from large_batch.minimizers import Minimizers
-from large_batch.training import Recipe, TrainingLoop
+from large_batch.recipes import Recipe
+from large_batch.training import TrainingLoop
 
 batch, layers.RECOMPUTE_BYTES = map(int, sys.argv[1:])
 data, network = datasets.load("digits", "unused").reshape_to((32, 32, 3)), network_zoo.get("C1")
 recipe = Recipe(network="C1", dataset="digits", data_digest=data.digest, batch_size=batch, epochs=1, seed=0)
 loop = TrainingLoop(recipe, network, data)
-said = []
-distribution.free_bytes, store.log.warning = lambda: 0, lambda text, *values: said.extend(values)
-Minimizers(network, data, "unused").warn_of_memory(recipe)
+estimated = Minimizers(network, data, "unused").step_bytes(recipe)
 
 def peak():  # not ru_maxrss, which a process inherits from the one that started it
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 before = peak()
 loop.advance(stop=False)
-print(json.dumps([peak() - before, said[2] * 2**30, loop.recomputing]))
+print(json.dumps([peak() - before, estimated, loop.recomputing]))
 """
 
 
@@ -151,20 +150,22 @@ def test_the_estimate_is_about_what_a_step_takes(tmp_path, run_script, batch, al
     assert 0.7 < used / estimated < 1.4
 
 
-def test_a_step_that_may_not_fit_is_announced_with_the_remedy(color_digits, tmp_path, monkeypatch, caplog):
+def test_a_step_that_may_not_fit_is_announced_or_refused_with_the_remedy(color_digits, tmp_path, monkeypatch, caplog):
     asked = recipe(color_digits, network="C1", batch_size=1000, schedule=((1, 5000),))
-    warn = minimizers(asked, color_digits, tmp_path).warn_of_memory
+    check = minimizers(asked, color_digits, tmp_path).check_memory
     monkeypatch.setattr(distribution, "free_bytes", lambda: 2**40)
-    warn(asked)
+    monkeypatch.setattr(distribution, "total_bytes", lambda: 2**40)
+    check(asked)
     assert caplog.text == ""
     monkeypatch.setattr(distribution, "free_bytes", lambda: 2**30)
-    warn(asked)
+    check(asked)
     assert "A training step of 5,000 samples of C1 needs about 7.6 GiB, and 1.0 GiB are free" in caplog.text
     assert "spread it over several machines or halve it with --precision=bfloat16" in caplog.text
-
-
-def test_free_memory():
-    assert 0 < distribution.free_bytes() < 2**50
+    monkeypatch.setattr(distribution, "total_bytes", lambda: 2**31)
+    with pytest.raises(
+        UserError, match=r"about 7\.6 GiB, and this machine has 2\.0 GiB; choose a smaller batch, spread"
+    ):
+        check(asked)
 
 
 @pytest.mark.parametrize("factor", [0.1, 10])
@@ -211,3 +212,8 @@ def call(model, w, state, x):
     weights = [tf.reshape(part, v.shape) for part, v in zip(split(model, w), model.trainable_variables, strict=True)]
     weights = [tf.cast(part, tf.float32) for part in weights]
     return model.stateless_call(weights, state, x, training=False)[0].numpy()
+
+
+def test_memory():
+    assert 0 < distribution.used_bytes() < 2**50
+    assert 0 < distribution.free_bytes() < distribution.total_bytes() < 2**50

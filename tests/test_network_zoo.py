@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 import network_zoo
+from large_batch import networks
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 from large_batch.layers import Dropout, pixels
@@ -37,6 +38,7 @@ def test_the_table_that_is_printed_tells_the_trainable_weights(monkeypatch, caps
     runpy.run_path(str(ROOT / "network_zoo.py"), run_name="__main__")
     out, err = capsys.readouterr()
     assert err == ""
+    assert tuple(network_zoo.NETWORKS) == networks.NAMES, "as they are known before TensorFlow starts"
     for name, counts in TRAINABLE.items():
         (line,) = [line for line in out.splitlines() if line.startswith(name)]
         assert line.split()[-2:] == [f"{count:,}" if count else "-" for count in counts]

@@ -65,7 +65,7 @@ def test_optimizers_by_name():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lars", "no optimizer 'lars'; choose among adam, adagrad, sgd, adaqn"),
+        ("lars", "no optimizer 'lars'; choose one of adam, adagrad, sgd, adaqn"),
         ("sgd:speed=1", "'sgd:speed=1' cannot have the setting 'speed'; sgd has these, each once: learning_rate, mom"),
         ("sgd:momentum=0,momentum=1", "cannot have the setting 'momentum'"),
         ("sgd:momentum=1.5", "setting momentum of the optimizer sgd must be a number from 0 to 1, not '1.5'"),

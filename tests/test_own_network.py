@@ -116,13 +116,13 @@ def names(folder):
 def test_every_command_on_wide(run, folder):
     """Each finds what the others have trained and measured."""
     done = {script: run(script, "wide") for script in COMMANDS}
-    lines = [re.sub(r"\n.*", "", printed, flags=re.DOTALL) for printed in done.values()]
+    lines = [re.search(r"Work: +(.*)", printed)[1] for printed in done.values()]
     assert lines == [
-        "2 trainings (0 of them done), 4 measurements (0 of them done).",
-        "2 trainings (2 of them done), 8 measurements (0 of them done).",
-        "2 trainings (0 of them done), 12 measurements (6 of them done).",  # the starts are missing, as iterates
-        "2 trainings (2 of them done), 6 measurements (6 of them done).",
-        "3 trainings (2 of them done), 7 measurements (4 of them done).",
+        "2 trainings (0 stored, 0 resumed), 4 measurements (0 stored)",
+        "2 trainings (2 stored, 0 resumed), 8 measurements (0 stored)",
+        "2 trainings (0 stored, 0 resumed), 12 measurements (6 stored)",  # the starts are missing, as iterates
+        "2 trainings (2 stored, 0 resumed), 6 measurements (6 stored)",
+        "3 trainings (2 stored, 0 resumed), 7 measurements (4 stored)",
     ]
     for script, printed in done.items():
         found = summary(printed)

@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import json
 import re
 import shutil
 import subprocess
@@ -11,13 +12,15 @@ import zipfile
 import pytest
 from conftest import ROOT, run_python
 
+import campaign
+
 FLOORS = {  # from the ground up, as in docs/design.md; a module imports from its own floor and from lower ones
-    "ground": "archives backend dataset_sources datasets distribution errors named store timit",
-    "mathematics": "functions hessian layers losses models networks objective objectives optimizers remedies samples "
-    "sharpness_metric spectrum statistics subspace surface tracking training",
+    "ground": "archives backend ctrl_c dataset_sources datasets distribution errors files named store timit",
+    "mathematics": "functions hessian layers losses models networks objective objectives optimizers recipes remedies "
+    "samples sharpness_metric spectrum statistics subspace surface tracking training",
     "kept results": "measurements minimizers planes spectra",
-    "commands": "breakpoints claims cli curvature_figures experiment figures ledger paper runner "
-    "surface_figures tables",
+    "commands": "breakpoints claims cli correlations curvature_figures experiment figures ledger paper runner "
+    "scalars surface_figures tables",
 }
 FLOORS = {floor: set(modules.split()) for floor, modules in FLOORS.items()}
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "large_batch").glob("*.py"))}
@@ -128,6 +131,31 @@ assert all(map(callable, (Objective, RandomSubspace, curvature, sharpness)))
     assert done.returncode == 0, done.stderr
 
 
+READ = """
+import importlib, json, sys
+from large_batch import cli
+settings = importlib.import_module(sys.argv[1]).Settings
+cli.define_flags(settings)
+for arguments in json.loads(sys.argv[2]):
+    cli.FLAGS(["script", *arguments])
+    cli.read(settings)
+"""
+
+
+def test_the_commands_in_the_documents_have_the_flags_they_use():
+    places = [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "results" / "README.md", *SCRIPTS]
+    texts = [*(path.read_text() for path in places if path.name != "campaign.py"), *campaign.COMMANDS]
+    found = {}
+    for words in re.findall(r"\b\w+\.py(?: +[^\s`|#(){}\"]+)+", "\n".join(texts)):
+        script, *arguments = words.rstrip(".,").split()
+        if (ROOT / script).exists() and arguments[0].startswith("-"):
+            found.setdefault(script.removesuffix(".py"), []).append(arguments)
+    assert len(found) > 8
+    for script, commands in found.items():
+        done = run_python("-c", READ, script, json.dumps(commands))
+        assert done.returncode == 0, (script, commands, done.stderr)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel of the files that git knows or would add, built in a copy."""
@@ -156,16 +184,21 @@ def test_a_wheel_holds_the_package_and_the_zoo_only(wheel):
     assert {"large_batch/py.typed", "large_batch/original_figures/C1.csv"} <= files
 
 
-def test_a_wheel_stands_alone(wheel, tmp_path):
-    with zipfile.ZipFile(wheel) as content:
-        content.extractall(tmp_path)
+def test_an_installed_wheel_plots_over_the_original_curves(wheel, tmp_path):
+    where = ["--target", tmp_path / "site"]
+    done = run_python("-m", "pip", "install", "--no-deps", "--no-index", "--disable-pip-version-check", *where, wheel)
+    assert done.returncode == 0, done.stderr
     code = f"""
 import sys
-sys.path[:0] = [{str(tmp_path)!r}]
-from large_batch import __file__, __version__, paper
+from pathlib import Path
+sys.path[:0] = [{str(tmp_path / "site")!r}]
+from large_batch import __file__, __version__, figures, paper
 assert __file__.startswith({str(tmp_path)!r})
 assert __version__ in {wheel.name!r}
-assert len(paper.original_curve("C1")) == 25
+curve = paper.original_curve("C1")
+figures.save(figures.parametric_plot([], [], curve, "C1", "path"), Path("C1"))
+assert len(curve) == 25
 """
     done = run_python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "C1.png").stat().st_size > 5000

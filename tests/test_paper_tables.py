@@ -7,11 +7,12 @@ from small_network import NAME
 
 import paper_tables
 from large_batch import claims, paper, store
+from large_batch.errors import UserError
 from large_batch.measurements import Evaluated, EvaluationRequest, Measured, SharpnessRequest
 from large_batch.paper import Spread
+from large_batch.recipes import Recipe
 from large_batch.sharpness_metric import SharpnessResult
-from large_batch.training import Recipe
-from paper_tables import FULL, TEST, cells, compared_with, judged
+from paper_tables import FULL, TABLES, TEST, Settings, cells, compared_with, judged
 
 PROBLEM = {"network": "F1", "dataset": "mnist", "data_digest": "d", "definition": "repository"}
 JOB = "--epochs=1", "--trials=2", "--small_batch=750", "--large_batch=1500", "--iterations=1", "--sharpness_samples=60"
@@ -87,12 +88,21 @@ def test_mistakes(run):
     )
 
 
+def test_augmentation_is_of_images():
+    asked = Settings(network=("F1",), tables=("6", "2"))
+    sizes = {"small_batch": lambda samples: 1, "large_batch": lambda samples: 10}
+    flat, image = (SimpleNamespace(name="F1", input_shape=shape, **sizes) for shape in ((784,), (32, 32, 3)))
+    assert (asked.resolve(flat, 100).tables, asked.resolve(image, 100).tables) == (("2",), ("2", "6"))
+    with pytest.raises(UserError, match="Table 6 is about images, which F1 does not take"):
+        Settings(network=("F1",), tables=("6",)).resolve(flat, 100)
+
+
 def recipe(experiment, size, seed, **method):
     return Recipe(**PROBLEM, batch_size=size, epochs=1, seed=seed, **method)
 
 
 def experiment_of_f1(*tables, trials=2):
-    settings = paper_tables.Settings(network=("F1",), tables=tables, trials=trials, small_batch=256, large_batch=6000)
+    settings = Settings(network=("F1",), tables=tables, trials=trials, small_batch=256, large_batch=6000)
     made = SimpleNamespace(settings=settings, batches_as_published=True, network=SimpleNamespace(name="F1"))
     made.sharpness_samples = None
     made.recipe = lambda *given, **method: recipe(made, *given, **method)
@@ -131,6 +141,12 @@ def test_a_minimizer_of_another_method_is_another_recipe():
         (6000, 0, (), "adam"),
         (6000, 1, (), "adam"),
     ]
+    conservative, adaqn = (paper_tables.recipes(experiment, f"LB {how}")[0] for how in ("conservative", "adaqn"))
+    assert (conservative.remedies, conservative.optimizer) == (("conservative",), "adam")
+    assert (adaqn.remedies, adaqn.optimizer) == ((), "adaqn")
+    minimizers = {minimizer for table in TABLES.values() for minimizer in table.minimizers}
+    made = [one for minimizer in minimizers for one in paper_tables.recipes(experiment, minimizer)]
+    assert len(set(made)) == 2 * len(minimizers) == 24
     evaluated = Evaluated(0.1, 0.1, 99.0, 0.2, 0.2, 97.8, *())
     found = {
         paper_tables.item(experiment, one, TEST): Measured(None, evaluated, store.provenance())
@@ -186,6 +202,6 @@ def test_what_each_minimizer_is_compared_with():
         "LB sgd": "SB",
     }.items():
         assert compared_with(minimizer) == other
-    for name, table in paper_tables.TABLES.items():
+    for name, table in TABLES.items():
         assert {(compared_with(m), q) for m, q in cells([name])} <= set(cells([name])), "in the same table"
         assert table.quantities[-1] in (*FULL, *paper_tables.RANDOM, TEST)

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from types import SimpleNamespace
 
 import keras
@@ -31,13 +32,15 @@ def run_plot(tmp_path, run_script):
 
 def rows(path):
     with open(path, newline="") as file:
-        return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+        found = list(csv.DictReader(file))
+    assert {(row.pop("network"), row.pop("dataset")) for row in found} <= {("F1", "digits"), ("small", "digits")}
+    return [{name: float(cell) for name, cell in row.items()} for row in found]
 
 
 def test_the_whole_job_on_digits(run_plot, tmp_path):
     job = ("-n", "F1", "--dataset", "digits", "--epochs=3", "--points=4", "--alpha_min=-1", "--alpha_max=2")
     done = run_plot(*job, by=run_python)
-    assert done.stdout.startswith("2 trainings (0 of them done), 4 measurements (0 of them done).\n")
+    assert "2 trainings (0 stored, 0 resumed), 4 measurements (0 stored)" in done.stdout
     assert "WARNING" not in done.stderr
     assert "oneDNN" not in done.stderr
     name = "F1-digits-e3-p4"
@@ -62,7 +65,7 @@ def test_the_whole_job_on_digits(run_plot, tmp_path):
     trained, evaluated = kept("F1*/*"), kept("points/F1*")
     assert len(evaluated) == 4
     curved = run_plot(*job, "--curve=curvilinear")  # through both minimizers, too
-    assert curved.stdout.startswith("2 trainings (2 of them done), 4 measurements (2 of them done).\n")
+    assert "2 trainings (2 stored, 0 resumed), 4 measurements (2 stored)" in curved.stdout
     assert trained == kept("F1*/*")
     assert len(kept("points/F1*")) == 6
     assert evaluated.items() <= kept("points/F1*").items()
@@ -119,13 +122,39 @@ def test_given_minimizers_are_analysed_without_training(run_plot, tmp_path):
         *("-n", NAME, "--points=2", "--alpha_min=0", "--alpha_max=1"),
         *(f"--{side}_batch_weights={path}" for side, path in files.items()),
     )
-    assert done.stdout.startswith("0 trainings (0 of them done), 2 measurements (0 of them done).")
+    assert "0 trainings (0 stored, 0 resumed), 2 measurements (0 stored)" in done.stdout
     assert "\nLinear path, given minimizers\n" in done.stdout
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["points"], "nothing is trained"
     (result,) = (tmp_path / "result").glob("small-*-p2-from0-to1-small-*-large-*.json")
     summary = json.loads(result.read_text())
     assert summary["small_batch"]["weights_file"] == str(files["small"])
     assert summary["large_batch"]["distance_from_start"] is None
+
+
+def test_what_is_not_finite_is_marked_as_such(run_plot, tmp_path):
+    """Also where the classes of outputs that are no numbers have an accuracy: in print, .csv and .json."""
+    model, files = SMALL.build(), {side: tmp_path / f"{side}.weights.h5" for side in ("small", "large")}
+    write_weights(model, files["small"])
+    for variable in model.trainable_variables:
+        variable.assign(1e30 * variable)
+    write_weights(model, files["large"])
+    given = (f"--{side}_batch_weights={path}" for side, path in files.items())
+    done = run_plot("-n", NAME, "--points=2", "--alpha_min=0", "--alpha_max=1", *given)
+    assert "Not finite at 1 of 2 points, the first at alpha 1." in done.stdout
+    assert re.search(r"^train accuracy \(%\) +\d+\.\d+ +not finite", done.stdout, re.MULTILINE)
+    (result,) = (tmp_path / "result").glob("*.json")
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    for path in (result, *(tmp_path / "run" / "points").glob("*.json")):
+        json.loads(path.read_text(), parse_constant=refuse)
+    note = "loss not finite on the training set, loss not finite on the test set"
+    assert json.loads(result.read_text())["not_finite"] == {"1.0": note}
+    with open(result.with_suffix(".csv"), newline="") as file:
+        finite, other = csv.DictReader(file)
+    assert (finite["note"], other["note"], other["train_loss"], other["train_accuracy"]) == ("", note, "", "")
+    assert float(finite["train_loss"]) > 0
 
 
 def test_paths():

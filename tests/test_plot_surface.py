@@ -10,7 +10,7 @@ import pytest
 from conftest import run_python
 from small_network import NAME, SMALL
 
-from large_batch import datasets, store
+from large_batch import datasets, files
 from large_batch.objective import write_weights
 from large_batch.surface import through
 
@@ -65,7 +65,7 @@ def test_killed_continued_and_shared(run, folder):
     taken = min(before)
     content = taken.read_bytes()
     taken.unlink()
-    with store.lock(taken):
+    with files.lock(taken):
         assert "is in the hands of" in run("--nowait")
         taken.write_bytes(content)
     printed = run()

@@ -11,7 +11,7 @@ import network_zoo
 from large_batch import store
 from large_batch.errors import UserError
 from large_batch.objective import flat_weights
-from large_batch.training import converged
+from large_batch.recipes import converged
 
 
 def test_iterates_are_the_minimizers_of_shorter_trainings(color_digits, tmp_path):

@@ -1,3 +1,5 @@
+import functools
+import json
 import logging
 import os
 import re
@@ -14,7 +16,7 @@ from conftest import ROOT, minimizers, recipe, train
 from quick import run_code, stop_in_epoch
 
 import network_zoo
-from large_batch import datasets, store, training
+from large_batch import datasets, files, store, training
 from large_batch.errors import BusyError, Interrupted, MachineError, UserError
 
 # Trains in both precisions, killed before or after the 1st, 2nd, ... change of a file, and again, until it ends.
@@ -144,7 +146,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(stopped, aske
     assert path.with_name(f"{path.name}.damaged-1").read_bytes() == content
 
 
-@pytest.mark.parametrize("name", ["minimizer.weights.h5", "start.weights.h5", "history.csv", "provenance.json"])
+@pytest.mark.parametrize(
+    "name", ["recipe.json", "minimizer.weights.h5", "start.weights.h5", "history.csv", "provenance.json"]
+)
 def test_a_damaged_minimizer_is_set_aside_and_trained_anew(trained, asked, first, caplog, name):
     path = trained.folder(asked).path / name
     content = damage(path, "bit")
@@ -152,9 +156,71 @@ def test_a_damaged_minimizer_is_set_aside_and_trained_anew(trained, asked, first
     assert path.read_bytes() == content, "looking changes nothing"
     again = trained.train(asked)
     np.testing.assert_array_equal(again.weights, first.weights)
-    assert "is damaged" in caplog.text
+    assert ("of an unknown state" if name == "recipe.json" else "is damaged") in caplog.text
     assert path.with_name(f"{name}.damaged-1").read_bytes() == content
     assert trained.stored(asked).history == first.history
+
+
+def test_minimizers_that_changed_places_are_not_believed(trained, asked, digits):
+    """Each is whole, checksums and all; but a folder is asked whose it is."""
+    other = quick.recipe(digits, batch_size=600, epochs=1)
+    trained.train(other)
+    one, two = (trained.folder(recipe).path for recipe in (asked, other))
+    for source, target in ((one, one.with_name("x")), (two, one), (one.with_name("x"), two)):
+        source.rename(target)
+    for each in (asked, other):
+        ways = (trained.is_stored, trained.stored, trained.state, trained.train, trained.check_tested)
+        for way in (*ways, functools.partial(trained.train, retrain=True)):
+            with pytest.raises(UserError, match="holds the run of another recipe, as its recipe.json says"):
+                way(each)
+    shutil.rmtree(one)
+    with pytest.raises(UserError, match="holds the run of another recipe"):
+        trained.train(asked, keep=[1])  # which would store the iterate there
+    assert store.Folder(two).whole("minimizer.weights.h5")
+
+
+def test_a_minimizer_of_an_earlier_version_is_found(trained, asked, first):
+    folder = trained.folder(asked)
+    told = json.loads((folder.path / "recipe.json").read_text())
+    for later in ("architecture", "optimizer", "remedies"):
+        del told[later]
+    store.write_json(folder.path / "recipe.json", told)
+    folder.seal("recipe.json")
+    np.testing.assert_array_equal(trained.stored(asked).weights, first.weights)
+
+
+# Trains anew, killed before an iterate's file, or its folder, takes its place; prints whether it is there, old or new.
+RETRAINED = """
+import os, signal
+from pathlib import Path
+import quick
+from large_batch import datasets, files
+from large_batch.minimizers import RESULT
+
+data = datasets.load("digits", "unused").reshape_to((784,))
+asked, found, replace = quick.recipe(data), quick.minimizers(data, sys.argv[1]), os.replace
+iterate = found.folder(asked.at_epoch(1))
+
+def killing(source, target):
+    if Path(target).name == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+for victim in (None, "minimizer.weights.h5", iterate.path.name):
+    if os.fork() == 0:
+        os.replace = killing
+        found.train(asked, keep=[1], retrain=bool(victim))
+        os._exit(0)
+    _, status = os.wait()
+    with files.lock(iterate.path):
+        iterate.tidy()
+        print(os.waitstatus_to_exitcode(status), iterate.whole(*RESULT), flush=True)
+"""
+
+
+def test_training_anew_never_loses_an_iterate(run_script, tmp_path):
+    done = run_code(run_script, tmp_path, RETRAINED, tmp_path / "run")
+    assert done.stdout.splitlines() == ["0 True", "-9 True", "-9 True"], done.stderr
 
 
 def test_a_vanished_file_is_no_damage(trained, asked, first, caplog):
@@ -193,6 +259,7 @@ def test_a_signal_ends_a_training_in_mid_epoch_at_no_loss(digits, asked, first, 
         seen.append(samples)
         if "epoch 2/" in note and sum(seen) - samples == 1500:
             os.kill(os.getpid(), signum)
+            os.kill(os.getpid(), signum)  # an impatient second one changes nothing
 
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted, match=r"is kept in .*, epoch 2/4") as stopped:
@@ -249,18 +316,42 @@ def test_a_stopped_command_says_how_to_continue(run_script, tmp_path):
         errors = (tmp_path / str(signum.value) / "err").read_text()
         words = r"Stopped\. The training is kept in .*, (epoch \d+/100000 .*|after epoch \d+)\. The same command"
         assert re.match(words, errors.strip().splitlines()[-1])
+        assert "Stopping: what is in hand" in errors
         assert "Traceback" not in errors
+
+
+COMPUTING = """
+import hashlib
+from large_batch.errors import signals_raised
+with signals_raised():
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as TensorFlow's, takes long and lets no handler run
+"""
+
+
+def test_a_signal_is_acknowledged_while_something_computes():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", COMPUTING], cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "\n"
+        assert process.stderr.readline() == "Stopping: what is in hand comes to its end or is kept first.\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "\n"
+        assert process.stderr.readline() == "Stopping already.\n"
+        process.kill()
 
 
 HOLDER = """
 import sys
 from pathlib import Path
-from large_batch import store
-with store.lock(sys.argv[1]):
+from large_batch import files
+with files.lock(sys.argv[1]):
     Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
-    (Path(sys.argv[1]) / ".0123abcd.half.npz").touch()
-    print("held", flush=True)
-    sys.stdin.read()
+    with files.writing(Path(sys.argv[1]) / "half.npz") as temporary:
+        temporary.touch()
+        print("held", flush=True)
+        sys.stdin.read()
 """
 
 
@@ -279,7 +370,7 @@ def test_a_dead_process_holds_no_lock_and_leaves_no_rubbish(digits, asked, tmp_p
     with held_by_another(folder) as holder:
         with pytest.raises(BusyError, match=f"process {holder.pid} on "):
             found.train(asked, wait=False)
-        assert [path.name for path in folder.iterdir()] == [".0123abcd.half.npz"]
+        assert [path.name for path in folder.glob(".writing-*/*")] == ["half.npz"]
         holder.kill()
     found.train(asked, wait=False)
     assert not list(folder.glob(".*"))
@@ -295,7 +386,7 @@ def test_waiting_is_announced(tmp_path, caplog):
 
         store.log.addHandler(release := Release())
         try:
-            with store.lock(tmp_path / "x"):
+            with files.lock(tmp_path / "x"):
                 assert f"x is in the hands of process {holder.pid}" in caplog.text
                 assert caplog.text.count("waiting for it") == 1
         finally:

@@ -1,6 +1,8 @@
 import dataclasses
+import io
 import json
 import re
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -8,11 +10,12 @@ import quick
 import small_network
 from quick import run_code
 
-from large_batch import paper, runner, store
+from large_batch import files, paper, runner, store
 from large_batch.errors import BusyError
 from large_batch.layers import pixels
 from large_batch.measurements import EvaluationRequest, SharpnessRequest
-from large_batch.minimizers import Minimizers, digest
+from large_batch.minimizers import Minimizers
+from large_batch.models import digest
 from large_batch.objective import Objective
 from large_batch.runner import Place, Runner, leave_busy_for_last, trajectories
 
@@ -59,7 +62,7 @@ def make(digits, tmp_path):
     """Make a runner in the test's store, as another process would."""
 
     def make(**settings):
-        return Runner(quick.minimizers(digits, tmp_path), "repository", store.provenance(), **settings)
+        return Runner(quick.minimizers(digits, tmp_path), "repository", store.provenance("CPU"), **settings)
 
     return make
 
@@ -95,7 +98,14 @@ def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work,
     items = [*((each, Place(asked)) for each in (evaluation, *boxes)), (evaluation, Place(half))]
     first = make()
     found = first.run([asked, half, asked], items)
-    assert capsys.readouterr().out == "1 trainings (0 of them done), 4 measurements (0 of them done).\n"
+    plan = capsys.readouterr().out.splitlines()
+    assert plan[:3] == [
+        f"Device:   CPU only, {first.origin.threads} threads; for a GPU: pip install -e '.[gpu]'",
+        "Batches:  750 samples",
+        "Work:     1 trainings (0 stored, 0 resumed), 4 measurements (0 stored)",
+    ]
+    assert re.fullmatch(r"Memory:   about \d+\.\d GiB; \d+\.\d GiB are free", plan[3])
+    assert plan[4:] == [f"Kept in:  {tmp_path}"]
     assert work == [3 * 3000 + 2 * (1500 + len(digits.x_test)) + 2 * 3 * 4 * 100]
     assert list(found) == items
     end, middle = map(first.minimizers.stored, (asked, half))
@@ -115,18 +125,64 @@ def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work,
     before = files()
     assert make().run([asked, half], items) == found
     assert work[1] == 0
-    assert capsys.readouterr().out == "1 trainings (1 of them done), 4 measurements (4 of them done).\n"
+    assert "1 trainings (1 stored, 0 resumed), 4 measurements (4 stored)" in capsys.readouterr().out
     assert files() == before
 
     more = request(SharpnessRequest, epsilon=1e-3, solver="lbfgsb", iterations=3), Place(asked)
     make().run([], [items[0], more])
     assert work[2] == 3 * 5 * 1500
-    assert capsys.readouterr().out == "1 trainings (1 of them done), 2 measurements (1 of them done).\n"
+    assert "1 trainings (1 stored, 0 resumed), 2 measurements (1 stored)" in capsys.readouterr().out
     assert before.items() <= files().items()
 
     make(retrain=True).run([asked, half])
     assert work[3] == 3 * 3000
     assert files().items().isdisjoint((path, when) for path, when in before.items() if path.name == "history.csv")
+
+
+def test_a_training_that_was_stopped_is_said_to_be_resumed(make, digits, capsys):
+    asked = quick.recipe(digits)
+    quick.stop_in_epoch(2, make().minimizers, asked)
+    make().run([asked])
+    assert "Work:     1 trainings (0 stored, 1 resumed), 0 measurements" in capsys.readouterr().out
+
+
+def progress(monkeypatch, terminal):
+    """Run two jobs of 1000 samples each, whose first 100 take a minute to compile and the others 0.1 s each; return
+    what is said of them."""
+    now, said = [0.0], io.StringIO()
+    said.isatty = lambda: terminal
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setenv("COLUMNS", "80")
+    with runner.Progress(2000) as bar:
+        for name in ("C1-cifar10-b5000-e100-s0-from-b256-e100", "sharp"):
+            with bar.job(1000, name) as report:
+                for i in range(1, 11):
+                    now[0] += 60 if i == 1 else 10
+                    report(100, f"epoch {i}/100 loss 0.1234 99.87%")
+    return said.getvalue()
+
+
+def test_progress_in_a_log_file(monkeypatch):
+    """A line at most every 30 seconds, and no time left that counts what was compiled."""
+    lines = progress(monkeypatch, terminal=False).splitlines()
+    assert lines[:3] == [
+        "  0%: C1-cifar10-b5000-e100-s0-from-b256-e100 starts",
+        "  5%: C1-cifar10-b5000-e100-s0-from-b256-e100 epoch 1/100 loss 0.1234 99.87%",
+        " 20%, 3 min left: C1-cifar10-b5000-e100-s0-from-b256-e100 epoch 4/100 loss 0.1234 99.87%",
+    ]
+    assert lines[-1] == "100%, 1 s left: sharp epoch 10/100 loss 0.1234 99.87%"
+    assert len(lines) == 9
+
+
+def test_progress_in_a_terminal(monkeypatch):
+    """One line that changes, the loss always in view in 80 columns; at last it is gone."""
+    *lines, last = progress(monkeypatch, terminal=True).split("\r\033[K")[1:]
+    assert last == ""
+    assert len(lines) == 22
+    assert max(map(len, lines)) < 80
+    assert all(line.endswith(("99.87%", "starts")) for line in lines)
+    assert lines[2] == " 10%, 3 min left: C1-cifar10-b5000-e100-s0-fr... epoch 2/100 loss 0.1234 99.87%"
 
 
 def test_what_another_process_trains_is_left_for_last(make, digits, monkeypatch):
@@ -143,7 +199,7 @@ def test_what_another_process_trains_is_left_for_last(make, digits, monkeypatch)
 
     monkeypatch.setattr(Minimizers, "train", noted)
     with ExitStack() as another:
-        another.enter_context(store.lock(found.folder(small).path))
+        another.enter_context(files.lock(found.folder(small).path))
         with pytest.raises(BusyError, match="quick-digits-b750-e2-s0"):
             make(wait=False).run([small, warm, large])
         assert [found.is_stored(each) for each in (small.at_epoch(1), small, warm, large)] == [
@@ -183,7 +239,7 @@ AT_ONCE = """
 import json, os
 from pathlib import Path
 import forked
-from large_batch import store
+from large_batch import files
 
 command, shared, held = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 replace, written = os.replace, os.open(shared / "written", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -201,7 +257,7 @@ def job(root, *flags):
 
 done = forked.results([job(shared)] * 4)
 (trained,) = shared.glob("run/small-digits-b750-e1-s0-*")
-with store.lock(held / "run" / trained.name):
+with files.lock(held / "run" / trained.name):
     done += forked.results([job(held, "--nowait")])
 print(json.dumps(done))
 """

@@ -62,7 +62,7 @@ def test_the_whole_job_killed_and_continued(run_sharpness, tmp_path):
     assert not list((tmp_path / "result").iterdir()), "killed before the end"
 
     done = run_sharpness(*job)
-    assert done.stdout.startswith("2 trainings (2 of them done), 12 measurements (3 of them done).\n")
+    assert "2 trainings (2 stored, 0 resumed), 12 measurements (3 stored)" in done.stdout
     after = kept(tmp_path)
     assert len(after) == 2 * (2 + 2 * 2)  # two minimizers: two eps in the full space and in each of two subspaces
     assert before.items() <= after.items()
@@ -90,7 +90,7 @@ def test_the_whole_job_killed_and_continued(run_sharpness, tmp_path):
     again = run_sharpness(*job)
     assert kept(tmp_path) == after
     assert results(path) == found
-    assert again.stdout.partition("\n")[2] == done.stdout.partition("\n")[2]
+    assert again.stdout.partition("\n\n")[2] == done.stdout.partition("\n\n")[2]
 
 
 def test_settings_of_one_experiment_in_another_order(run_sharpness, tmp_path):
@@ -110,13 +110,13 @@ def test_settings_of_one_experiment_in_another_order(run_sharpness, tmp_path):
 def test_given_minimizers_by_both_solvers(run_sharpness, tmp_path):
     """Two files of one name do not share their results, and a damaged measurement alone is made anew."""
     files = [tmp_path / str(seed) / "mine.weights.h5" for seed in (1, 2)]
-    given = *SMALL_NETWORK, "--eps=5e-4", "--space=full", "--solver=both"
+    given = *SMALL_NETWORK, "--eps=5e-4", "--space=full", "--solver=vertex,lbfgsb"
     for seed, file in enumerate(files):
         write_weights(SMALL.build(seed=seed), file)
         run_sharpness(*given, "--weights", file)
     assert len(list((tmp_path / "result").glob("small-sharpness-*.json"))) == 2
     digest = hashlib.sha256(files[1].read_bytes()).hexdigest()[:8]
-    path = only(tmp_path, f"small-sharpness-*-e1-eps0.0005-full-both-i2-mine-{digest}.json")
+    path = only(tmp_path, f"small-sharpness-*-e1-eps0.0005-full-lbfgsb-vertex-i2-mine-{digest}.json")
     summary = json.loads(path.read_text())
     assert list(summary["results"]) == ["given"]
     assert [each["result"]["solver"] for each in summary["results"]["given"]] == ["lbfgsb", "vertex"]
@@ -165,12 +165,12 @@ def test_curvature_and_spectrum(run_sharpness, run_script, tmp_path):
 
     before = kept(tmp_path, "curvature"), kept(tmp_path, "densities")
     again = run_sharpness(*job)
-    assert again.stdout.partition("\n")[2] == done.stdout.partition("\n")[2]
+    assert again.stdout.partition("\n\n")[2] == done.stdout.partition("\n\n")[2]
     assert json.loads(path.read_text())["results"] == summary["results"]
     folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "result", "figure")]
     drawn = run_script("plot_spectrum.py", *folders, *SMALL_NETWORK[:3], *BATCHES, *effort)
     assert drawn.returncode == 0, drawn.stderr
-    assert "8 measurements (8 of them done)" in drawn.stdout
+    assert "8 measurements (8 stored)" in drawn.stdout
     assert "dense_1: eigenvalues above 10 % of the largest" in drawn.stdout
     assert (kept(tmp_path, "curvature"), kept(tmp_path, "densities")) == before, "kept, not measured again"
     name = "small-spectrum-*-e1-sb750-lb1500-probes2-steps10-layers-n200"

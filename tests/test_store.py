@@ -1,22 +1,18 @@
 import dataclasses
+import hashlib
 import json
-import os
-import re
 import string
 import subprocess
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
-from conftest import StoppedError, recipe
+from conftest import recipe, run_python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from large_batch import datasets, store, training
-from large_batch.backend import keras
-from large_batch.errors import BusyError, MachineError, UserError
-from large_batch.minimizers import Minimizers
-from large_batch.networks import Network
+from large_batch import datasets, store
+from large_batch.errors import MachineError, UserError
 
 
 @dataclass(frozen=True)
@@ -69,28 +65,6 @@ def test_names_of_folders_never_change(digits, color_digits):
         ),
     }
     assert {name: store.folder("runs", asked).name for name, asked in names.items()} == {name: name for name in names}
-
-
-def test_a_failed_writing_leaves_what_was_there(tmp_path):
-    path = tmp_path / "result.txt"
-    with store.writing(path) as temporary:
-        temporary.write_text("good")
-    with pytest.raises(RuntimeError), store.writing(path) as temporary:
-        temporary.write_text("half of the")
-        raise RuntimeError
-    assert path.read_text() == "good"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_refusing_file_system_is_the_machines_failure(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(MachineError, match="could not be written"), store.writing(tmp_path / "file" / "x"):
-        pass
-    with (
-        pytest.raises(MachineError, match=r"x could not be written: No space left on device\."),
-        store.writing(tmp_path / "x"),
-    ):
-        raise OSError(28, os.strerror(28))
 
 
 def test_csv_round_trip(tmp_path):
@@ -146,20 +120,21 @@ def test_no_change_of_a_record_passes_for_it(tmp_path, record, data):
 
 @settings(in_one_folder, max_examples=40)  # each waits for the disk several times
 @given(some.dictionaries(some.text(string.ascii_letters, min_size=1), some.binary(), min_size=1), some.data())
-def test_a_folder_knows_its_files(tmp_path, files, data):
+def test_a_folder_knows_its_files(tmp_path, contents, data):
     folder = store.Folder(tmp_path / "folder")
     folder.path.mkdir(exist_ok=True)
-    for name, content in files.items():
+    (folder.path / "recipe.json").touch()
+    for name, content in contents.items():
         (folder.path / name).write_bytes(content)
-    folder.seal(*files)
-    assert folder.whole(*files)
-    victim = data.draw(some.sampled_from(sorted(files)))
-    (folder.path / victim).write_bytes(files[victim] + b"!")
+    folder.seal("recipe.json", *contents)
+    assert folder.whole(*contents)
+    victim = data.draw(some.sampled_from(sorted(contents)))
+    (folder.path / victim).write_bytes(contents[victim] + b"!")
     assert not folder.whole(victim)
-    assert folder.whole(*(set(files) - {victim}))
-    folder.set_aside_damaged()
-    assert set(folder.sums()) == set(files) - {victim}
-    folder.seal(dropping=files)
+    assert folder.whole(*(set(contents) - {victim}))
+    folder.tidy()
+    assert set(folder.sums()) - {"recipe.json"} == set(contents) - {victim}
+    folder.seal(dropping=["recipe.json", *contents])
     assert folder.sums() == {}
 
 
@@ -172,7 +147,7 @@ def test_checksums_are_those_of_the_usual_tool(tmp_path):
     assert checked.stdout == "a.csv: OK\nb.npz: OK\n"
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "changed", "missing"])
+@pytest.mark.parametrize("how", ["cut", "empty", "changed", "missing", "folder"])
 def test_a_damaged_list_makes_nothing_vanish(tmp_path, caplog, how):
     folder = store.Folder(tmp_path / "folder")
     folder.seal()
@@ -180,17 +155,151 @@ def test_a_damaged_list_makes_nothing_vanish(tmp_path, caplog, how):
     folder.seal("minimizer")
     path = folder.path / "SHA256SUMS"
     text = path.read_text()
-    path.write_text({"cut": text[:-30], "empty": "", "changed": text.replace("minim", "maxim"), "missing": ""}[how])
-    if how == "missing":
+    path.write_text(
+        {"cut": text[:-30], "empty": "", "changed": text.replace("minim", "maxim"), "missing": "", "folder": ""}[how]
+    )
+    if how in ("missing", "folder"):
         path.unlink()
+    if how == "folder":
+        path.mkdir()
     assert not folder.whole("minimizer")
-    folder.set_aside_damaged()
+    folder.tidy()
     assert (folder.path / "minimizer.damaged-1").read_text() == "hours of work"
     assert "minimizer is of an unknown state, since SHA256SUMS is missing or damaged" in caplog.text
     assert folder.sums() == {}
     caplog.clear()
-    folder.set_aside_damaged()
+    folder.tidy()
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("name", ["../../precious.txt", "/precious.txt", ".hidden", "a/b", "..", ""])
+def test_a_list_that_names_what_is_elsewhere_is_damaged(tmp_path, caplog, name):
+    """Whoever wrote it: nothing outside of the folder is read, renamed or deleted."""
+    (tmp_path / "precious.txt").write_text("precious")
+    folder = store.Folder(tmp_path / "run" / "folder")
+    folder.seal()
+    (folder.path / "recipe.json").touch()
+    folder.seal("recipe.json")
+    lines = (folder.path / "SHA256SUMS").read_text().rpartition("# ")[0] + f"{64 * '0'}  {name}\n"
+    (folder.path / "SHA256SUMS").write_text(f"{lines}# {hashlib.sha256(lines.encode()).hexdigest()}\n")
+    assert folder.sums() == {}
+    folder.tidy()
+    assert (folder.path / "recipe.json.damaged-1").exists()
+    assert (tmp_path / "precious.txt").read_text() == "precious"
+
+
+def test_what_a_link_leads_to_is_not_set_aside(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious.txt").write_text("precious")
+    (tmp_path / "link").symlink_to("elsewhere")
+    with pytest.raises(UserError, match="link leads to files that are no whole run"):
+        store.Folder(tmp_path / "link").tidy()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["precious.txt"]
+
+
+def test_a_folder_that_does_not_say_whose_it_is_is_set_aside(tmp_path, caplog):
+    folder = store.Folder(tmp_path)
+    for name in ("recipe.json", "minimizer"):
+        (tmp_path / name).write_text(name)
+    folder.seal("recipe.json", "minimizer")
+    assert folder.content("recipe.json") == b"recipe.json"
+    (tmp_path / "recipe.json").write_text("changed")
+    assert folder.content("recipe.json") is None
+    folder.tidy()
+    assert (tmp_path / "minimizer.damaged-1").read_text() == "minimizer"
+    assert "minimizer is of an unknown state, since recipe.json is missing or damaged" in caplog.text
+    assert folder.sums() == {}
+
+
+@pytest.mark.parametrize("name", ["minimizer", "SHA256SUMS"])
+def test_a_folder_in_place_of_a_file_is_set_aside(tmp_path, name):
+    folder = store.Folder(tmp_path / "run")
+    folder.seal()
+    for file in ("recipe.json", "minimizer"):
+        (folder.path / file).touch()
+    folder.seal("recipe.json", "minimizer")
+    (folder.path / name).unlink()
+    (folder.path / name).mkdir()
+    assert not folder.whole("minimizer")
+    folder.tidy()
+    assert (folder.path / f"{name}.damaged-1").is_dir()
+
+
+REPLACING = """
+import os, signal, sys
+from pathlib import Path
+from large_batch import files, store
+
+def fill(folder, content):
+    folder.path.mkdir(exist_ok=True)
+    for name in ("recipe.json", "minimizer"):
+        with files.writing(folder.path / name) as temporary:
+            temporary.write_text(content)
+    folder.seal("recipe.json", "minimizer")
+
+replace, kills = os.replace, 0
+
+def killing(source, target):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+while True:
+    folder = store.Folder(Path(sys.argv[1]) / f"killed-{kills}" / "run")
+    with files.lock(folder.path):
+        fill(folder, "old")
+        (folder.path / "x.damaged-1").touch()
+    if os.fork() == 0:
+        os.replace, left = killing, kills + 1
+        with files.lock(folder.path), folder.replacing() as new:
+            fill(new, "new")
+        os._exit(0)
+    _, status = os.wait()
+    with files.lock(folder.path):
+        folder.tidy()
+        assert folder.whole("recipe.json", "minimizer")
+        folder.forget()
+    assert sorted(path.name for path in folder.path.parent.iterdir()) == [".run.lock", "run"]
+    assert (folder.path / "x.damaged-1").exists()
+    print((folder.path / "minimizer").read_text())
+    if not os.WIFSIGNALED(status):
+        break
+    kills += 1
+"""
+
+
+def test_a_folder_is_replaced_as_a_whole_whenever_it_is_killed(tmp_path):
+    done = run_python("-c", REPLACING, tmp_path)
+    assert done.stderr == ""
+    found = done.stdout.split()
+    assert set(found[:4]) == {"old"}, "while the new one is being written"
+    assert found[-1] == "new"
+    assert sorted(found, reverse=True) == found, "first old, then new"
+
+
+def test_a_recipe_is_told_by_what_was_written_of_it():
+    written = json.loads(json.dumps(dataclasses.asdict(Grown(1, 0.3))))
+    assert store.describes(written, Grown(1, 0.3))
+    assert not store.describes(written, Grown(2, 0.3))
+    del written["remedy"]  # as a version wrote that had none
+    assert store.describes(written, Grown(1, 0.3))
+    assert not store.describes(written, Grown(1, 0.3, "data augmentation"))
+    assert not store.describes(written | {"later": 1}, Grown(1, 0.3))
+    assert not store.describes({}, Grown(1))
+    assert not any(store.describes(wrong, Grown(1)) for wrong in ([], None, "x", 3))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"sha256": 1e999}', None])
+def test_a_record_may_be_anything(tmp_path, content):
+    path = tmp_path / "record.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    assert store.read_record(path) is None
+    assert store.read_record(path / "below") is None
 
 
 def test_a_file_that_vanished_is_not_sealed(tmp_path):
@@ -198,144 +307,6 @@ def test_a_file_that_vanished_is_not_sealed(tmp_path):
         store.Folder(tmp_path).seal("x")
 
 
-def test_what_is_set_aside_displaces_nothing(tmp_path, caplog):
-    for content in ("first", "second"):
-        (tmp_path / "x").write_text(content)
-        store.set_aside(tmp_path / "x", "is of no use")
-    assert [(tmp_path / f"x.damaged-{i}").read_text() for i in (1, 2)] == ["first", "second"]
-    assert "x is of no use; it was set aside as x.damaged-2." in caplog.text
-
-
-def test_a_lock_is_held_by_one(tmp_path):
-    taken = pytest.raises(BusyError, match=rf"process {os.getpid()} on ")
-    with store.lock(tmp_path / "x"), taken, store.lock(tmp_path / "x", wait=False):
-        pass
-    with store.lock(tmp_path / "x", wait=False), store.lock(tmp_path / "y", wait=False):
-        pass
-
-
-def test_a_folder_that_cannot_be_locked_is_the_machines_failure(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(MachineError, match="could not be locked: File exists"), store.lock(tmp_path / "file" / "x"):
-        pass
-
-
-def test_the_room_that_is_needed(tmp_path):
-    store.check_space(tmp_path, 1)
-    with pytest.raises(MachineError, match="MB left, but about"):
-        store.check_space(tmp_path, 2**62)
-
-
 def test_json_holds_data_classes(tmp_path):
     store.write_json(tmp_path / "x.json", {"rows": [Row(1, 2.0)], "best": Row(1, 2.0)})
     assert '"test": null' in (tmp_path / "x.json").read_text()
-
-
-def test_provenance(monkeypatch):
-    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "7")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp")
-    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
-    origin = store.provenance().after(12.34)
-    assert origin.packages["numpy"]
-    assert origin.wall_seconds == 12.3
-    assert origin.finished.endswith("Z")
-    assert origin.commit == "unknown" or len(origin.commit.removesuffix("+changes")) == 40
-    assert origin.processor.strip()
-    assert origin.threads == 7
-    assert origin.environment["XLA_FLAGS"] == "--xla_dump_to=/tmp"
-    assert "TF_XLA_FLAGS" not in origin.environment
-    assert store.Provenance(**json.loads(json.dumps(dataclasses.asdict(origin)))) == origin
-    for unset in ("", "0", "many"):
-        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", unset)
-        assert 1 <= store.provenance().threads <= os.cpu_count()
-
-
-def test_what_differs_between_two_processes():
-    packages, environment = {"numpy": "2.0", "scipy": "1.15"}, {"TF_ENABLE_ONEDNN_OPTS": "1"}
-    before = store.Provenance(
-        "a.py", "c0", "3.11", packages, "Linux", processor="A avx", threads=2, environment=environment
-    )
-    assert before.differences(before) == []
-    elsewhere = dataclasses.replace(before, command="b.py", commit="c1", machine="Linux, 9 cores", wall_seconds=3.0)
-    assert elsewhere.differences(before) == []
-    now = dataclasses.replace(
-        before,
-        packages=packages | {"numpy": "2.1"},
-        processor="B avx2",
-        threads=4,
-        environment={"TF_ENABLE_ONEDNN_OPTS": "0"},
-    )
-    assert now.differences(before) == [
-        "processor B avx2 instead of A avx",
-        "threads 4 instead of 2",
-        "TF_ENABLE_ONEDNN_OPTS 0 instead of 1",
-        "numpy 2.1 instead of 2.0",
-    ]
-    unknown = store.Provenance("a.py", "c0", "3.11", {}, "Linux")  # as it was noted once
-    assert now.differences(unknown) == []
-
-
-def test_a_training_that_another_number_of_threads_continues(tmp_path, monkeypatch, caplog):
-    """It is said, since the bits depend on it, and both are in the provenance of the result."""
-
-    def build(network, definition, classes, seed, precision):
-        return keras.Sequential([keras.Input(network.input_shape), keras.layers.Dense(classes)])
-
-    data = datasets.load("digits", "unused").reshape_to((64,))
-    here = Minimizers(Network("linear", build, "digits", (64,), 10), data, tmp_path)
-    monkeypatch.setattr(training, "COMPILED_BATCH", 0)  # which would take longer than these steps
-    asked, origin = recipe(data, network="linear"), store.provenance()
-
-    def stop(_, note):
-        if "epoch 2/" in note:
-            raise StoppedError
-
-    def train_with(threads, **settings):
-        monkeypatch.setattr(store, "provenance", lambda: dataclasses.replace(origin, threads=threads))
-        return here.train(asked, **settings)
-
-    with pytest.raises(StoppedError):
-        train_with(3, report=stop)
-    assert caplog.text == ""
-    found = train_with(5)
-    assert "linear-digits-b150-e2-s0 was begun elsewhere and continues with threads 5 instead of 3" in caplog.text
-    assert "will not end at the same bits" in caplog.text
-    for provenance in (found.provenance, here.stored(asked).provenance):
-        assert provenance.threads == 5
-        assert [earlier["threads"] for earlier in provenance.earlier] == [3]
-
-
-def test_the_commit_is_marked_when_the_code_differs(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "package" / "store.py"))
-
-    def commit() -> str:
-        return store.provenance().commit
-
-    def git(*arguments: str) -> None:
-        person = ["-c", "user.name=A Person", "-c", "user.email=person@example.org"]
-        subprocess.run(["git", *person, *arguments], cwd=tmp_path, capture_output=True, check=True)
-
-    git("init")
-    for folder in ("package", "results", "Figures"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "C1").write_text("old")
-    git("add", ".")
-    git("commit", "-m", "Begin")
-    assert re.fullmatch("[0-9a-f]{40}", commit())
-    for folder in ("results", "Figures"):
-        (tmp_path / folder / "C1").write_text("new")
-    (tmp_path / "notes").touch()
-    assert re.fullmatch("[0-9a-f]{40}", commit())
-    (tmp_path / "package" / "C1").write_text("new")
-    assert re.fullmatch("[0-9a-f]{40}[+]changes", commit())
-    monkeypatch.setattr(store, "__file__", str(tmp_path.parent / "package" / "store.py"))
-    assert commit() == "unknown"
-
-
-@pytest.mark.skipif(os.name != "posix", reason="a file is taken for a folder as on POSIX")
-def test_an_unwritable_folder_is_the_users_mistake(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written to"):
-        store.check_writable(tmp_path / "file")
-    store.check_writable(tmp_path / "new" / "folder")
-    assert not list((tmp_path / "new" / "folder").iterdir())

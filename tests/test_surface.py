@@ -11,13 +11,13 @@ from large_batch import surface, surface_figures
 from large_batch.errors import UserError
 from large_batch.objective import Objective, flat_weights
 from large_batch.planes import Footing
-from large_batch.runner import path_point
+from large_batch.runner import path_point, state_between
 from large_batch.surface import (
     Part,
     Surface,
     evaluate,
+    layout,
     normalised,
-    parts,
     principal,
     random_plane,
     steepest_plane,
@@ -58,21 +58,21 @@ def test_filter_normalisation_by_hand(network):
         for one in filters:
             length = np.linalg.norm(expected[kernel][one])
             expected[kernel][one] = expected[kernel][one] / length * np.linalg.norm(ours[kernel][one])
-    layout = parts(network)
+    parts = layout(network)
     for i in (gamma, *range(1, 8, 2)):
         expected[i] = expected[i] * np.linalg.norm(ours[i]) / np.linalg.norm(expected[i])
-    kept = arrays(normalised(direction, w, layout, "filter", vectors=True))
+    kept = arrays(normalised(direction, w, parts, "filter", vectors=True))
     for i, array in enumerate(kept):
         np.testing.assert_allclose(array, expected[i], rtol=1e-12)
-    zeroed = arrays(normalised(direction, w, layout, "filter"))
+    zeroed = arrays(normalised(direction, w, parts, "filter"))
     for i, array in enumerate(zeroed):
         np.testing.assert_array_equal(array, kept[i] if kept[i].ndim > 1 else 0)
-    by_layer = arrays(normalised(direction, w, layout, "layer"))
+    by_layer = arrays(normalised(direction, w, parts, "layer"))
     np.testing.assert_allclose(np.linalg.norm(by_layer[dense]), np.linalg.norm(ours[dense]))
     np.testing.assert_allclose(
         by_layer[dense] / by_layer[dense][0, 0], arrays(direction)[dense] / arrays(direction)[dense][0, 0]
     )
-    np.testing.assert_array_equal(normalised(direction, w, layout, "none", vectors=True), direction)
+    np.testing.assert_array_equal(normalised(direction, w, parts, "none", vectors=True), direction)
 
 
 def test_rescaled_filters_are_drawn_alike():
@@ -143,11 +143,15 @@ def test_the_surface_along_eigenvectors_is_a_parabola():
     root = RNG.normal(size=(40, 40))
     hessian, center = root @ root.T, RNG.normal(size=40)
 
-    def loss(w):
-        return float((w - center) @ hessian @ (w - center) / 2)
+    def value_and_gradient(w):
+        slope = hessian @ (w - center)
+        return float((w - center) @ slope / 2), slope
 
     function = SimpleNamespace(
-        evaluate=lambda w: SimpleNamespace(loss=loss(w), accuracy=0.0), hessian_vector_product=lambda w, v: hessian @ v
+        evaluate=lambda w: SimpleNamespace(loss=value_and_gradient(w)[0], accuracy=np.nan),
+        value=lambda w: value_and_gradient(w)[0],
+        value_and_gradient=value_and_gradient,
+        hessian_vector_product=lambda w, v: hessian @ v,
     )
     plane, notes = steepest_plane(function, center), []
     values = np.linalg.eigvalsh(hessian)[:-3:-1]
@@ -177,6 +181,10 @@ def test_states_are_mixed_like_the_weights():
         np.testing.assert_allclose(found, mean, rtol=1e-5)
         assert (found.dtype, kept.dtype, kept[0]) == (np.float32, np.uint32, number[0])
     np.testing.assert_allclose(footing.at((0.25, 0))[1][0], 0.75 * states[0][0] + 0.25 * states[1][0], rtol=1e-5)
+    line = Footing(through(points[:2]), states[:2])
+    for alpha in (-1.0, 0.25, 2.0):
+        between = state_between(alpha, *states[:2])  # as on the path of Figure 3
+        np.testing.assert_allclose(line.at((alpha,))[1][0], between[0], rtol=1e-5)
     assert Footing(principal(points, 1), [[], [], []]).at((0.5,))[1] == []
 
 
@@ -206,5 +214,7 @@ def test_figures_of_losses_that_are_no_numbers():
     panels = [Panel("one", found), Panel("other", found, marks=("here",))]
     for figure in (surface_figures.contours(panels), surface_figures.views(panels[:1])):
         figure.draw_without_rendering()
+    without = Surface(found.a, found.b, values, np.full((2, 3), np.nan), found.marks, found.axis_values)
+    assert len(surface_figures.contours([Panel("a regression", without)]).axes) == 2, "the loss and its scale"
     surface_figures.lines([Panel("line", line)]).draw_without_rendering()
     assert surface.NORMALISATIONS[0] == "filter"

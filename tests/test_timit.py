@@ -13,7 +13,7 @@ from large_batch.layers import preparation
 from large_batch.minimizers import Minimizers
 from large_batch.networks import Network
 from large_batch.objective import Objective
-from large_batch.training import Recipe
+from large_batch.recipes import Recipe
 from network_zoo import classifier
 
 LENGTHS = {"fadg0_sa1": 7, "fadg0_sx2": 1, "mabc1_si3": 12}  # a frame alone is its own neighbour

@@ -16,7 +16,8 @@ from large_batch.errors import UserError
 from large_batch.hessian import TOLERANCE
 from large_batch.objective import Objective, flat_weights
 from large_batch.optimizers import FusedAdam
-from large_batch.tracking import Track, TrackEigenvalue, edge, look, preconditioner
+from large_batch.recipes import Track
+from large_batch.tracking import TrackEigenvalue, edge, look, preconditioner
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,113 @@
+"""Which measure of sharpness predicts the generalisation gap? Rank correlations over a sweep of trainings.
+
+Trains a network in batches of several sizes, for several numbers of epochs and from several seeds, or reuses what is
+trained, measures each minimizer by several measures, and prints Kendall's tau of each with the generalisation gap
+(training less test accuracy), with a bootstrap interval, as Jiang et al. (2020) and Andriushchenko et al. (2023) do:
+over all minimizers, and over groups that differ in one setting only. Trainings and measurements are kept and reused,
+and several processes with one --run_dir share the work.
+
+    python rank_measures.py -n F1 --batch_sizes=256,1024,6000 --at=20,50,100 --trials=3
+    python rank_measures.py -n F1 --batch_sizes=256,6000 --measure=keskar,trace --curvature_samples=1000
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from large_batch import cli
+from large_batch.cli import setting
+from large_batch.sharpness_metric import MEASURES
+from large_batch.spectrum import HESSIAN_MEASURES
+
+if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from large_batch.experiment import Experiment
+    from large_batch.measurements import Request
+
+EPSILON = 1e-3  # of the boxes
+ALL = (*MEASURES, *HESSIAN_MEASURES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(cli.TrialSettings):
+    """The flags."""
+
+    batch_sizes: tuple[int, ...] = setting(
+        (256, 1024, 6000), "Batch sizes, with commas.", lambda sizes: f"b{'-'.join(map(str, sizes))}", whole=True
+    )
+    at: tuple[int, ...] | None = setting(
+        None, "Epochs whose iterates are measured, with commas; default: the last.", cli.list_word("at"), whole=True
+    )
+    measure: tuple[str, ...] = setting(ALL, "Measures, with commas.", cli.list_word(""), choices=ALL)
+    curvature_samples: int = setting(
+        10_000, "Training samples that the Hessian is taken over.", "hessian{}", "Spectrum", least=1
+    )
+    products: int = setting(60, "Products of the estimate of a trace.", "products{}", "Spectrum", least=3, most=10**6)
+
+    def resolve(self, network: Any, samples: int) -> Settings:
+        """Put lists in order, each value once, and keep to the samples there are."""
+        return replace(
+            super().resolve(network, samples),
+            batch_sizes=tuple(sorted(set(self.batch_sizes))),
+            at=tuple(sorted(set(self.at or (self.epochs,)))),
+            measure=tuple(measure for measure in ALL if measure in self.measure),
+            curvature_samples=min(self.curvature_samples, samples),
+        )
+
+
+def requests(experiment: Experiment) -> dict[str, Request]:
+    """Return the request of each measure."""
+    from large_batch.measurements import SharpnessRequest
+    from large_batch.spectra import Effort
+
+    settings = experiment.settings
+    effort = Effort(settings.curvature_samples, products=settings.products)
+    how = {"solver": "lbfgsb", "iterations": settings.iterations, "samples": experiment.sharpness_samples}
+    asked = {}
+    for measure in settings.measure:
+        if measure in HESSIAN_MEASURES:
+            asked[measure] = effort.measure(measure, experiment.request)
+        else:
+            size = MEASURES[measure].radius or EPSILON
+            asked[measure] = experiment.request(SharpnessRequest, measure=measure, epsilon=size, **how)
+    return asked
+
+
+def main(settings: Settings) -> None:
+    """Train, measure, print the correlations, write the numbers and draw the figure."""
+    settings.check()
+    import network_zoo
+    from large_batch import curvature_figures, tables
+    from large_batch.correlations import rank_correlation
+    from large_batch.experiment import Experiment
+    from large_batch.measurements import EvaluationRequest
+    from large_batch.runner import Place
+
+    # Recipes
+    experiment = Experiment.begin(settings, network_zoo.get)
+    settings = experiment.settings
+    longest = [(size, seed) for size in settings.batch_sizes for seed in settings.seeds]
+    recipes = [experiment.recipe(size, seed, epochs) for size, seed in longest for epochs in settings.at]
+    evaluation, measures = experiment.request(EvaluationRequest), requests(experiment)
+    asked = [(request, Place(recipe)) for recipe in recipes for request in (evaluation, *measures.values())]
+    # Run
+    found = experiment.run([], asked)
+    if found is None:
+        return
+    rows = []
+    for recipe in recipes:
+        at, place = found[evaluation, Place(recipe)].result, Place(recipe)
+        row = {"batch_size": recipe.batch_size, "epochs": recipe.epochs, "seed": recipe.seed}
+        row["gap"] = at.train_accuracy - at.test_accuracy
+        rows.append(row | {name: found[request, place].result.value for name, request in measures.items()})
+    # Table and figure
+    trainings, gaps = [dict(list(row.items())[:3]) for row in rows], [row["gap"] for row in rows]
+    ranks = {name: rank_correlation([row[name] for row in rows], gaps, trainings) for name in measures}
+    title = experiment.title("Measures of sharpness and the generalisation gap")
+    print(f"\n{title}\n{tables.rank_table(ranks)}")
+    drawn = {"": curvature_figures.measures_and_gap(rows, ranks, title)}
+    experiment.write("measures", rows, {"correlations": ranks}, drawn)
+
+
+if __name__ == "__main__":
+    cli.run(main, Settings, __doc__)

@@ -1,0 +1,68 @@
+import csv
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+from small_network import NAME
+
+from large_batch.correlations import rank_correlation
+from large_batch.errors import UserError
+
+
+def sweep():
+    """Minimizers of three batch sizes and three seeds each."""
+    return [{"batch_size": size, "seed": seed} for size in (1, 2, 3) for seed in range(3)]
+
+
+def test_a_measure_that_is_the_gap():
+    gap = np.arange(9.0)
+    found = rank_correlation((10**gap).tolist(), gap, sweep())
+    assert (found.count, found.tau, found.low, found.high) == pytest.approx((9, 1, 1, 1))
+    assert found.granulated == pytest.approx({"batch_size": 1, "seed": 1})
+    assert str(rank_correlation(-gap, gap, sweep())) == "-1.00 (-1.00 to -1.00)"
+
+
+def test_a_measure_that_only_follows_the_batch_size():
+    """It looks good over all, and says nothing of trainings that differ in their seed only."""
+    gap = np.arange(9.0)
+    measure = [training["batch_size"] for training in sweep()]
+    found = rank_correlation(measure, gap, sweep())
+    assert found.tau == pytest.approx(kendalltau(measure, gap).statistic)
+    assert 0.6 < found.tau < 1
+    assert (found.granulated["batch_size"], found.granulated["seed"]) == (pytest.approx(1), None)
+    assert found.mean_granulated == pytest.approx(1)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """For two normal numbers of correlation r, tau is 2 arcsin(r) / pi."""
+    random, truth, held = np.random.default_rng(0), 2 * np.arcsin(0.6) / np.pi, []
+    for _ in range(60):
+        x, y = random.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], 40).T
+        found = rank_correlation(x, y, [{}] * 40)
+        held.append(found.low <= truth <= found.high)
+    assert np.mean(held) > 0.85  # 3 deviations of 60 draws below 95 %
+
+
+def test_what_cannot_be_told():
+    gap = [1.0, 2.0, 3.0]
+    settings = [{"seed": i} for i in range(3)]
+    found = rank_correlation([1.0, None, np.nan], gap, settings)
+    assert (found.count, found.tau, str(found)) == (1, None, "-")
+    assert rank_correlation([2.0, 2.0, 2.0], gap, settings).tau is None
+    assert rank_correlation([1.0, None, 2.0], gap, settings).tau == 1
+    with pytest.raises(UserError, match="for each minimizer"):
+        rank_correlation([1.0], gap, settings)
+
+
+def test_measures_of_a_sweep(run_script, tmp_path):
+    folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "result", "figure")]
+    sweep = "--epochs=2", "--batch_sizes=750,1500", "--at=1,2", "--iterations=2", "--curvature_samples=100"
+    done = run_script("rank_measures.py", "-n", NAME, *folders, *sweep, "--measure=keskar,ball,trace,eigenvalue")
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "result").glob("small-measures-*.csv")
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["batch_size"], row["epochs"]) for row in rows] == [(b, e) for b in ("750", "1500") for e in ("1", "2")]
+    taus = kendalltau([float(row["eigenvalue"]) for row in rows], [float(row["gap"]) for row in rows])
+    assert f"{taus.statistic:+.2f} (" in done.stdout
+    assert len(list((tmp_path / "figure").iterdir())) == 2

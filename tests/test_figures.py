@@ -1,0 +1,67 @@
+"""What the figures show: to the colour-blind, too."""
+
+from itertools import combinations
+
+import numpy as np
+from conftest import recipe, solution
+from matplotlib.colors import to_rgb
+
+from large_batch import figures
+from large_batch.breakpoints import Breakpoint
+
+
+def test_figures_show_what_is_resolved(digits):
+    def row(batch, sharpness, warm=None):
+        at = recipe(digits, batch_size=batch, epochs=5)
+        if warm:
+            at = recipe(digits, batch_size=batch, epochs=5, warm_start=recipe(digits, epochs=warm))
+        return solution("", at, sharpness)
+
+    none, some = [row(size, None) for size in (64, 128, 256)], [row(64, None), row(128, 2.0), row(256, 20.0)]
+    for found in (none, some):
+        warm = [row(128, None, 1), row(128, found[1].sharpness_at(1e-3), 2)]
+        for figure in (
+            figures.batch_size_sweep(found, Breakpoint(128, 0, np.inf), "title"),
+            figures.sharpness_by_loss({"SB": none, "LB": found}, "title"),
+            figures.warm_starts(found, warm, 80.0, none, "title"),
+        ):
+            figure.draw_without_rendering()
+
+
+def test_regimes_differ_by_more_than_colour_and_the_figures_say_what_they_show(digits, tmp_path):
+    def path(batch):
+        return [solution("", recipe(digits, batch_size=batch, epochs=epochs), 1.0 + epochs) for epochs in range(3)]
+
+    paths = figures.sharpness_by_loss({"SB": path(64), "LB": path(128)}, "title")
+    (axes,) = paths.axes
+    assert len({(line.get_linestyle(), line.get_marker()) for line in axes.lines}) == 4
+    assert [text.get_text() for text in paths.legends[0].texts][1] == "SB, epsilon 0.0005"
+    arrows = [(text.xyann[1], text.xy[1]) for text in axes.texts]
+    assert len(arrows) == 8
+    assert all(begin < end for begin, end in arrows), "from earlier to later, as the sharpness rises here"
+    rising = [[50.0 + epoch for epoch in range(30)]]
+    curves = [figures.Curve(name, rising, rising) for name in ("SB", "LB", "growing")]
+    (axes,) = figures.training_curves(curves, "title").axes
+    assert len({(line.get_linestyle(), line.get_marker()) for line in axes.lines}) == 6
+
+
+# How the three kinds of the colour-blind see linear RGB (Machado, Oliveira and Fernandes, 2009, severity 1).
+BLIND = [
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+]
+
+
+def lab(rgb):
+    """CIE L*a*b* of linear RGB."""
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ np.clip(rgb, 0, 1)
+    x, y, z = np.cbrt(np.maximum(xyz / [0.9505, 1, 1.089], 1e-4))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_the_colour_blind_tell_the_colours_apart():
+    colors = [((np.array(to_rgb(color)) + 0.055) / 1.055) ** 2.4 for _, color in figures.REGIMES]
+    for kind in BLIND:
+        seen = [lab(np.array(kind) @ color) for color in colors]
+        assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 30, "just noticeable is 2.3"
