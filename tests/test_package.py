@@ -18,7 +18,7 @@ FLOORS = {  # from the ground up, as in docs/design.md; a module imports from it
     "ground": "archives backend ctrl_c dataset_sources datasets distribution errors files named store timit",
     "mathematics": "functions hessian layers losses models networks objective objectives optimizers recipes remedies "
     "samples sharpness_metric spectrum statistics subspace surface tracking training",
-    "kept results": "measurements minimizers planes spectra",
+    "kept results": "measurements minimizers planes shipped spectra",
     "commands": "breakpoints claims cli correlations curvature_figures experiment figures ledger paper runner "
     "scalars surface_figures tables",
 }
