@@ -59,7 +59,7 @@ class Objective:
     the point's own.
 
     The value is deterministic: samples in their given order, in near-equal chunks of at most 5000 (fewer where these
-    would take more than 8 GiB or half of the free memory), dropout off, computed in the model's own precision, summed in
+    would take more than 8 GiB or half of the free memory), dropout off, computed in the model's precision and summed in
     float64. Each chunk may be split over replicas, which changes no more than rounding.
     """
 
