@@ -93,7 +93,8 @@ def in_float64(model: keras.Model, loss: Any) -> Iterator[tuple[keras.Model, Any
 
     def widened(node: Any) -> Any:
         if isinstance(node, dict):
-            return {key: "float64" if key == "dtype" and value else widened(value) for key, value in node.items()}
+            wide = {key: "float64" for key in ("dtype", "name") if node.get(key) == "float32"}  # of a layer, a policy
+            return {key: widened(value) for key, value in node.items()} | wide
         return [widened(part) for part in node] if isinstance(node, list | tuple) else node
 
     def wide_loss(one: Any) -> Any:
