@@ -56,7 +56,7 @@ def fitting(experiment: Experiment) -> Experiment:
     """Return the experiment with those of the default sizes for which the machine has the memory; say what is left
     out."""
     sizes = experiment.settings.batch_sizes
-    fit = tuple(size for size in sizes if experiment.minimizers.fits(experiment.recipe(size))) or sizes[:1]
+    fit = tuple(size for size in sizes if experiment.minimizers.memory(experiment.recipe(size)).fits) or sizes[:1]
     if left_out := [f"{size:,}" for size in sizes if size not in fit]:
         store.log.warning("Left out: batches of %s, for which the memory does not suffice.", " and ".join(left_out))
     return replace(experiment, settings=replace(experiment.settings, batch_sizes=fit))

@@ -31,28 +31,45 @@ COMMANDS = (
     "plot_parametric_plot.py -n F1 --curve curvilinear",
     *(f"sharpness.py -n F1 --seed {seed} --trials 5" for seed in range(5)),
     "training_curves.py -n F1 --trials 5",
-    # C1, the same with one seed
+    "paper_tables.py -n F1 --trials 5 --tables 2,3,4",
+    "performance_model.py -n F1 --trials 5",
+    # F1: the landscape
+    "plot_surface.py -n F1",
+    "plot_spectrum.py -n F1 --curvature_samples 1000 --probes 5 --steps 40",
+    "sharpness.py -n F1 --space full --measure keskar,relative,ball,adaptive --rescale 0.1,0.3,1,3,10 --eps 1e-3 "
+    "--sharpness_samples 5000",
+    "edge_of_stability.py -n F1 --epochs 10 --track eigenvalue:235:500,eigenvalue:5:500",
+    # F1: remedies and other optimizers
+    "paper_tables.py -n F1 --trials 2 --epochs 50 --tables 7,robust,optimizers",
+    # C1, the same as F1 with one seed
     "training_curves.py -n C1 --sharpness_samples 5000",
     "plot_parametric_plot.py -n C1",
     "plot_parametric_plot.py -n C1 --curve curvilinear",
     "sharpness.py -n C1 --space full",
     "sharpness.py -n C1 --space random --trials 5",
+    "performance_model.py -n C1",
     # C1, two more seeds
     *(
         f"{script} --seed {seed}"
         for seed in (1, 2)
         for script in ("plot_parametric_plot.py -n C1", "sharpness.py -n C1 --space full")
     ),
-    # C1: Figures 4 and 5
+    # C1: remedies; Figures 4 and 5; surfaces
+    "paper_tables.py -n C1 --epochs 20 --tables 6,7",
     "batch_size_sweep.py -n C1 --epochs 20 --batch_sizes 64,256,512,1024,2048,5000 --sharpness_samples 5000",
     "warmstart.py -n C1 --epochs 20 --every 4 --sharpness_samples 5000",
+    "plot_surface.py -n C1 --directions random --points 51 --samples 2500",
     # C2
     "plot_parametric_plot.py -n C2 --epochs 40",
     "sharpness.py -n C2 --epochs 40 --space full --eps 5e-4",
-    # F1: Figures 4 and 5, a batch that grows
+    # F1: Figures 4 and 5, a batch that grows, measures of sharpness and the gap
     "batch_size_sweep.py -n F1 --trials 3",
     "warmstart.py -n F1",
     "warmstart.py -n F1 --schedule double:10",
+    "rank_measures.py -n F1 --batch_sizes 256,1024,6000 --at 10,50,100",
+    # The reproduction's systems
+    "plot_parametric_plot.py -n VGG11 --epochs 5",
+    "finetune.py --weights none --epochs 10 --batch_sizes 32,256,1024",
 )
 
 

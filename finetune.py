@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.claims import Claim
     from large_batch.measurements import Evaluated
     from large_batch.networks import Network
-    from large_batch.training import Recipe
+    from large_batch.recipes import Recipe
 
 FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
 RATE, RATE_BATCH = 3e-4, 32  # the learning rate of this batch size

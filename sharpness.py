@@ -201,7 +201,7 @@ def main(settings: Settings) -> None:
 def curved(settings: Settings, results: dict[str, list[Measured]]) -> tuple[str, str, list]:
     """Return what --curvature shows: its heading, its tables, and no rows."""
     from large_batch import tables
-    from large_batch.hessian import Curvature
+    from large_batch.sharpness_metric import Curvature
 
     around, spectra = {}, {}
     for label, group in results.items():

@@ -95,7 +95,8 @@ def measures_and_gap(rows: list[dict], ranks: dict[str, RankCorrelation], title:
             group = [row for row in rows if row["batch_size"] == size and row[measure] is not None]
             style = {"color": COLORS[number % len(COLORS)], "marker": "osD^vP"[number % 6], "ls": "", "ms": 5}
             axes.plot([row[measure] for row in group], [row["gap"] for row in group], label=f"{size:,}", **style)
-        if all(row[measure] is None or row[measure] > 0 for row in rows):
+        known = [row[measure] for row in rows if row[measure] is not None]
+        if known and 0 < 10 * min(known) < max(known):
             axes.set_xscale("log")
         axes.set_title(f"{measure}: {rank}", fontsize="medium")
         _grid(axes)

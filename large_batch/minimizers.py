@@ -27,7 +27,7 @@ from large_batch.objective import Objective
 from large_batch.recipes import Recipe
 from large_batch.store import RECIPE
 from large_batch.tracking import Tracked
-from large_batch.training import DivergedError, Epoch, TrainingLoop, TrainingState
+from large_batch.training import DivergedError, Epoch, StepMemory, TrainingLoop, TrainingState
 
 START = "start.weights.h5"
 RESULT = (RECIPE, "minimizer.weights.h5", START, "history.csv", "provenance.json")
@@ -35,7 +35,6 @@ TRACKED = "tracked.csv"
 CHECKPOINTS = "checkpoint-*.npz"
 KEPT_CHECKPOINTS = 2
 BYTES_A_WEIGHT = 4 * (2 + 3 * (KEPT_CHECKPOINTS + 1))  # start and minimizer, checkpoints with ADAM's two moments
-WEIGHT_COPIES = 5  # in memory: weights, gradient, two moments of ADAM, and a copy on the way
 
 Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note on the state
 Watch = Callable[[list[Epoch]], None]  # receives the history after an epoch
@@ -137,31 +136,9 @@ class Minimizers:
                 "--retrain (the old minimizer stays until there is a new one)."
             )
 
-    def step_bytes(self, recipe: Recipe) -> int:
-        """Return about what a training step takes of a machine's memory, besides what this process has."""
-        samples = -(-max(recipe.batch_sizes) // self.replicas.memories)
-        model = recipe.build(self.network, self.data, recipe.precision)
-        kept = layers.kept_bytes(model, samples, layers.recomputes(model, samples))
-        return round(1.1 * kept) + 4 * WEIGHT_COPIES * model.count_params()
-
-    def fits(self, recipe: Recipe) -> bool:
-        """Say whether a training step would fit into the memory of this machine, if it did nothing else; what a GPU
-        has is not known."""
-        needed = self.step_bytes(recipe) + distribution.used_bytes()
-        return distribution.device() != "CPU" or needed <= distribution.total_bytes()
-
-    def check_memory(self, recipe: Recipe) -> None:
-        """Raise `UserError` where a training step cannot fit; say so where it needs more than is free now."""
-        needed, gib = self.step_bytes(recipe), 2**30
-        step = f"A training step of {max(recipe.batch_sizes):,} samples of {recipe.network} needs about"
-        remedy = "spread it over several machines or halve it with --precision=bfloat16"
-        if not self.fits(recipe):
-            has = f"{step} {needed / gib:.1f} GiB, and this machine has {distribution.total_bytes() / gib:.1f} GiB"
-            raise UserError(f"{has}; choose a smaller batch, {remedy}.")
-        if needed > (free := distribution.free_bytes()) and distribution.device() == "CPU":
-            store.log.warning(
-                "%s %.1f GiB, and %.1f GiB are free; if it fails, %s.", step, needed / gib, free / gib, remedy
-            )
+    def memory(self, recipe: Recipe) -> StepMemory:
+        """Return what a step of the training takes of this machine's memory."""
+        return StepMemory.of(recipe, self.network, self.data, self.replicas)
 
     def train(
         self,

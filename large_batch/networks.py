@@ -15,7 +15,7 @@ from large_batch.errors import UserError, no_such
 if TYPE_CHECKING:  # the names of networks are known before TensorFlow starts
     from large_batch.backend import keras
 
-NAMES = ("F1", "F2", "C1", "C2", "C3", "C4", "VGG11")  # of the zoo, known before TensorFlow starts
+NAMES = ("F1", "F2", "C1", "C2", "C3", "C4", "VGG11", "MobileNetV2")  # of the zoo, known before TensorFlow starts
 DEFINITIONS = ("repository", "paper")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 STATISTICS = ("interpolate", "batch", "recalibrate")  # of ordinary batch normalisation; see statistics.py

@@ -59,7 +59,7 @@ class Objective:
     the point's own.
 
     The value is deterministic: samples in their given order, in near-equal chunks of at most 5000 (fewer where these
-    would take more than 8 GiB or the memory there is), dropout off, computed in the model's own precision, summed in
+    would take more than 8 GiB or half of the free memory), dropout off, computed in the model's precision and summed in
     float64. Each chunk may be split over replicas, which changes no more than rounding.
     """
 
@@ -129,7 +129,8 @@ class Objective:
         else:
             of_sample = self._bytes_of_sample()
             if self._criterion.splits:
-                chunk = max(1, min(chunk, int(min(CHUNK_BYTES, free) // max(of_sample, 1))))
+                fits = min(CHUNK_BYTES, free / 2) // max(of_sample, 1)  # a Hessian-vector product takes twice as much
+                chunk = max(1, min(chunk, int(fits)))
             needed = chunk * of_sample
         if needed > free and not tf.config.list_physical_devices("GPU"):
             files.log.warning(

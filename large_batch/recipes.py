@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from large_batch import optimizers, remedies
 from large_batch.backend import keras
@@ -53,6 +53,8 @@ class Recipe(Problem):
     fewer epochs where its loss has ceased to improve (`converged`), and so do the iterates after that. `track` says
     what is followed on the way (`Track.read`): it does not change the minimizer, but is kept with it.
     """
+
+    retired: ClassVar[dict] = {"learning_rate": 1e-3}  # which is a setting of the optimizer now
 
     batch_size: int
     epochs: int

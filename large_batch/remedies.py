@@ -179,7 +179,7 @@ class Stability(Remedy):
     """Stability training (Zheng et al., 2016, arXiv:1604.04326): the outputs shall not depend on noise in the pixels.
 
     The loss is J(x) + strength H(p(x), p(x')), where x' = x + deviation N(0, 1) and H is the cross-entropy of the two
-    predicted distributions (their equations 3 and 7).
+    predicted distributions. The defaults of both are ours; the paper of Keskar et al. names none.
     """
 
     strength: float = number(0.01)

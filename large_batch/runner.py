@@ -233,7 +233,7 @@ class Runner:
             work = f"{len(trainings)} trainings ({len(trainings) - len(missing)} stored, {resumed} resumed)"
             self._say_plan(f"{work}, {len(asked)} measurements ({len(done)} stored)", trainings, missing, costs)
         for longest in missing:
-            self.minimizers.check_memory(longest)
+            self.minimizers.memory(longest).check()
 
         with Progress(3 * sum(to_train.values()) + sum(costs.values())) as progress:
 
@@ -276,7 +276,7 @@ class Runner:
         if (replicas := self.minimizers.replicas.count) > 1:
             device = f"{replicas} replicas: {device}"
         sizes = sorted({size for recipe in trainings for size in recipe.batch_sizes})
-        needed = [self.minimizers.step_bytes(recipe) for recipe in missing]
+        needed = [self.minimizers.memory(recipe).bytes for recipe in missing]
         needed += [self.objectives.gradient_bytes] if any(costs.values()) else []
         print(f"Device:   {device}")
         if sizes:

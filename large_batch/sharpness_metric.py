@@ -1,9 +1,9 @@
 """Sharpness of a minimizer: Metric 2.1 of Keskar et al., 2017 (equations 3 and 4), and its kin in other regions.
 
-Wrapped into L-BFGS-B the obvious way, the metric reads 0 at every well-trained minimizer: the gradient is below the
-solver's tolerance, and the first steps are minute. So the box is searched in its own coordinates, u in [-1, 1]^p, with
-the loss scaled so that the first step reaches the box's walls. In a ball, whose largest loss is on its surface wherever
-the loss is convex, the search is over the directions.
+Handed to L-BFGS-B unscaled, the metric may read far too little, down to 0: a small gradient is below the solver's
+tolerance, and the first steps are minute (docs/design.md has numbers). So the box is searched in its own coordinates, u
+in [-1, 1]^p, with the loss scaled so that the first step reaches the box's walls. In a ball, whose largest loss is on
+its surface wherever the loss is convex, the search is over the directions.
 """
 
 from __future__ import annotations

@@ -279,17 +279,19 @@ def _file_digest(path: Path) -> str | None:
 
 
 def describes(content, recipe) -> bool:
-    """Say whether `content`, read from JSON, is of a data class; what a version did not know yet had its default."""
+    """Say whether `content`, read from JSON, is of a data class; what a version did not know yet had its default.
+
+    What earlier versions knew besides, and the value that is meant today, is in `retired` of the class.
+    """
     if not dataclasses.is_dataclass(recipe):
         return content == json.loads(json.dumps(recipe))
     fields = {field.name: field.default for field in dataclasses.fields(recipe)}
-    return (
-        isinstance(content, dict)
-        and content.keys() <= fields.keys()
-        and all(
-            describes(content[name], getattr(recipe, name)) if name in content else getattr(recipe, name) == default
-            for name, default in fields.items()
-        )
+    if not isinstance(content, dict):
+        return False
+    old = {name: content[name] for name in content.keys() - fields.keys()}
+    return old.items() <= getattr(recipe, "retired", {}).items() and all(
+        describes(content[name], getattr(recipe, name)) if name in content else getattr(recipe, name) == default
+        for name, default in fields.items()
     )
 
 

@@ -21,6 +21,7 @@ from large_batch import distribution, files, layers, optimizers, remedies, store
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
+from large_batch.errors import UserError
 from large_batch.layers import cross_entropy, flat_weights, pixels
 from large_batch.networks import Network
 from large_batch.remedies import Moment
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 BLOCK = 4096  # samples trained at most between two looks at the clock and at signals
 PACE = 1.0  # seconds that should not pass between them
+WEIGHT_COPIES = 5  # in memory: weights, gradient, two moments of ADAM, and a copy on the way
 COMPILED_BATCH = 512  # samples up to which a step without convolutions is about 10 % faster or more, compiled by XLA
 
 
@@ -42,6 +44,40 @@ class Epoch:
     train_accuracy: float
     test_loss: float | None = None
     test_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What a training step of so many `samples` takes of a machine's memory: `bytes`, besides what the process has."""
+
+    name: str
+    samples: int
+    bytes: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, network: Network, data: DataSet, replicas: Replicas) -> StepMemory:
+        """Return that of a recipe's largest batch."""
+        samples = -(-max(recipe.batch_sizes) // replicas.memories)
+        model = recipe.build(network, data, recipe.precision)
+        kept = layers.kept_bytes(model, samples, layers.recomputes(model, samples))
+        return cls(network.name, max(recipe.batch_sizes), round(1.1 * kept) + 4 * WEIGHT_COPIES * model.count_params())
+
+    @property
+    def fits(self) -> bool:
+        """Whether it would fit if the machine did nothing else; what a GPU has is not known."""
+        return distribution.device() != "CPU" or self.bytes + distribution.used_bytes() <= distribution.total_bytes()
+
+    def check(self) -> None:
+        """Raise `UserError` where it cannot fit; say so where it is more than what is free now."""
+        needed = f"{self.samples:,} samples of {self.name} needs about {self.bytes / 2**30:.1f} GiB"
+        remedy = "spread it over several machines or halve it with --precision=bfloat16"
+        if not self.fits:
+            has = f"this machine has {distribution.total_bytes() / 2**30:.1f} GiB"
+            raise UserError(f"A training step of {needed}, and {has}; choose a smaller batch, {remedy}.")
+        if self.bytes > (free := distribution.free_bytes()) and distribution.device() == "CPU":
+            store.log.warning(
+                "A training step of %s, and %.1f GiB are free; if it fails, %s.", needed, free / 2**30, remedy
+            )
 
 
 class DivergedError(ArithmeticError):

@@ -120,7 +120,7 @@ FLAGS = [
     Case(PLOT, DIGITS + "--epochs=1 --points=10001", "--points=10001"),
     Case(PLOT, DIGITS + "--epochs=" + 30 * "9", "--epochs=99"),
     Case(PLOT, DIGITS + "--epochs=1 --seed=" + 300 * "9", "--seed=99"),
-    *(Case(PLOT, DIGITS + f"--{flag}=lars", f"no {flag} 'lars'; choose among a") for flag in ("optimizer", "remedy")),
+    *(Case(PLOT, DIGITS + f"--{flag}=lars", f"no {flag} 'lars'; choose one of a") for flag in ("optimizer", "remedy")),
     Case(
         PLOT,
         DIGITS + "--optimizer=sgd:momentum=2",

@@ -53,7 +53,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 from large_batch import datasets, distribution
 from large_batch.distribution import ALONE
-from large_batch.layers import BatchStatisticsNormalization, Dropout, flat_weights
+from large_batch.layers import BatchStatisticsNormalization, Dropout, flat_weights, pixels
 from large_batch.minimizers import Minimizers
 from large_batch.models import digest
 from large_batch.objective import Objective

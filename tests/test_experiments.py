@@ -357,7 +357,7 @@ def test_schedules_that_are_none(text):
 def test_default_batch_sizes_that_cannot_fit_are_left_out(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(distribution, "used_bytes", lambda: 0)
     experiment = begin(tmp_path, SweepSettings, network="F1", dataset="digits")
-    needed = experiment.minimizers.step_bytes(experiment.recipe(256))
+    needed = experiment.minimizers.memory(experiment.recipe(256)).bytes
     monkeypatch.setattr(distribution, "total_bytes", lambda: needed)
     fitted = fitting(experiment)
     assert fitted.settings.batch_sizes == (64, 128, 256)

@@ -279,7 +279,7 @@ def test_chunks_fit_the_memory(monkeypatch, caplog):
     assert len(small._chunks) == 4
     w = flat_weights(model)
     assert small.value(w) == pytest.approx(plain.value(w), rel=1e-6)
-    monkeypatch.setattr(distribution, "free_bytes", lambda: 10 * plain._bytes_of_sample())
+    monkeypatch.setattr(distribution, "free_bytes", lambda: 20 * plain._bytes_of_sample())
     assert len(Objective(model, X, Y)._chunks) == 40
     assert caplog.text == ""
     monkeypatch.setattr(distribution, "free_bytes", lambda: 0)

@@ -127,7 +127,7 @@ batch, layers.RECOMPUTE_BYTES = map(int, sys.argv[1:])
 data, network = datasets.load("digits", "unused").reshape_to((32, 32, 3)), network_zoo.get("C1")
 recipe = Recipe(network="C1", dataset="digits", data_digest=data.digest, batch_size=batch, epochs=1, seed=0)
 loop = TrainingLoop(recipe, network, data)
-estimated = Minimizers(network, data, "unused").step_bytes(recipe)
+estimated = Minimizers(network, data, "unused").memory(recipe).bytes
 
 def peak():  # not ru_maxrss, which a process inherits from the one that started it
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -152,20 +152,20 @@ def test_the_estimate_is_about_what_a_step_takes(tmp_path, run_script, batch, al
 
 def test_a_step_that_may_not_fit_is_announced_or_refused_with_the_remedy(color_digits, tmp_path, monkeypatch, caplog):
     asked = recipe(color_digits, network="C1", batch_size=1000, schedule=((1, 5000),))
-    check = minimizers(asked, color_digits, tmp_path).check_memory
+    check = minimizers(asked, color_digits, tmp_path).memory(asked).check
     monkeypatch.setattr(distribution, "free_bytes", lambda: 2**40)
     monkeypatch.setattr(distribution, "total_bytes", lambda: 2**40)
-    check(asked)
+    check()
     assert caplog.text == ""
     monkeypatch.setattr(distribution, "free_bytes", lambda: 2**30)
-    check(asked)
+    check()
     assert "A training step of 5,000 samples of C1 needs about 7.6 GiB, and 1.0 GiB are free" in caplog.text
     assert "spread it over several machines or halve it with --precision=bfloat16" in caplog.text
     monkeypatch.setattr(distribution, "total_bytes", lambda: 2**31)
     with pytest.raises(
         UserError, match=r"about 7\.6 GiB, and this machine has 2\.0 GiB; choose a smaller batch, spread"
     ):
-        check(asked)
+        check()
 
 
 @pytest.mark.parametrize("factor", [0.1, 10])

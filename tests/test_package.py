@@ -18,7 +18,7 @@ FLOORS = {  # from the ground up, as in docs/design.md; a module imports from it
     "ground": "archives backend ctrl_c dataset_sources datasets distribution errors files named store timit",
     "mathematics": "functions hessian layers losses models networks objective objectives optimizers recipes remedies "
     "samples sharpness_metric spectrum statistics subspace surface tracking training",
-    "kept results": "measurements minimizers planes spectra",
+    "kept results": "measurements minimizers planes shipped spectra",
     "commands": "breakpoints claims cli correlations curvature_figures experiment figures ledger paper runner "
     "scalars surface_figures tables",
 }
@@ -192,11 +192,11 @@ def test_an_installed_wheel_plots_over_the_original_curves(wheel, tmp_path):
 import sys
 from pathlib import Path
 sys.path[:0] = [{str(tmp_path / "site")!r}]
-from large_batch import __file__, __version__, figures, paper
+from large_batch import __file__, __version__, figures, files, paper
 assert __file__.startswith({str(tmp_path)!r})
 assert __version__ in {wheel.name!r}
 curve = paper.original_curve("C1")
-figures.save(figures.parametric_plot([], [], curve, "C1", "path"), Path("C1"))
+files.write_all(figures.drawn(figures.parametric_plot([], [], curve, "C1", "path"), "C1"))
 assert len(curve) == 25
 """
     done = run_python("-c", code, cwd=tmp_path)

@@ -84,7 +84,7 @@ def test_the_whole_job(run, tmp_path):
 def test_mistakes(run):
     assert "Name the network" in run("--tables=2", code=2).stderr
     assert (
-        "There is no --tables '5'; choose among 2, 3, 4, 6, 7, robust" in run("-n", "F1", "--tables=5", code=2).stderr
+        "There is no --tables '5'; choose one of 2, 3, 4, 6, 7, robust" in run("-n", "F1", "--tables=5", code=2).stderr
     )
 
 

@@ -74,7 +74,7 @@ def test_a_training_that_another_number_of_threads_continues(tmp_path, monkeypat
             raise StoppedError
 
     def train_with(threads, **settings):
-        monkeypatch.setattr(store, "provenance", lambda: dataclasses.replace(origin, threads=threads))
+        monkeypatch.setattr(store, "provenance", lambda device: dataclasses.replace(origin, threads=threads))
         return here.train(asked, **settings)
 
     with pytest.raises(StoppedError):

@@ -113,7 +113,7 @@ def test_three_policies_in_the_scripts(run_script, tmp_path):
     common = [*folders, "-n", f"{tmp_path}/own.py:small", "--dataset=digits", "--epochs=3", *batches]
     done = run_script("plot_parametric_plot.py", *common, "--points=4", "--statistics=interpolate,batch,recalibrate")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("2 trainings (0 of them done), 12 measurements (0 of them done).\n")
+    assert "2 trainings (0 stored, 0 resumed), 12 measurements (0 stored)" in done.stdout
     (path,) = (tmp_path / "result").glob("small-*-interpolate-batch-recalibrate.csv")
     assert (tmp_path / "figure" / path.with_suffix(".png").name).exists()
     lines = [dict(zip(*pair, strict=True)) for pair in pairs(path)]

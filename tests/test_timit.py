@@ -9,6 +9,7 @@ import pytest
 
 from large_batch import datasets
 from large_batch.errors import UserError
+from large_batch.layers import preparation
 from large_batch.minimizers import Minimizers
 from large_batch.networks import Network
 from large_batch.objective import Objective
@@ -219,7 +220,7 @@ def test_the_same_bits_as_spliced_data(tmp_path):
         recipe = Recipe(network="small", dataset=data.name, data_digest=data.digest, batch_size=600, epochs=2, seed=0)
         minimizer = Minimizers(network, data, tmp_path / "runs").train(recipe, test_history=True)
         objective = Objective(
-            network.build(classes=data.classes), data.x_train, data.y_train, chunk=600, prepare=data.frames.splice
+            network.build(classes=data.classes), data.x_train, data.y_train, chunk=600, prepare=preparation(data)
         )
         loss, gradient = objective.value_and_gradient(minimizer.weights)
         ends.append((minimizer.weights, minimizer.history, loss, gradient, objective.evaluate(minimizer.weights)))
