@@ -190,13 +190,12 @@ def test_an_installed_wheel_plots_over_the_original_curves(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     code = f"""
 import sys
-from pathlib import Path
 sys.path[:0] = [{str(tmp_path / "site")!r}]
-from large_batch import __file__, __version__, figures, paper
+from large_batch import __file__, __version__, figures, files, paper
 assert __file__.startswith({str(tmp_path)!r})
 assert __version__ in {wheel.name!r}
 curve = paper.original_curve("C1")
-figures.save(figures.parametric_plot([], [], curve, "C1", "path"), Path("C1"))
+files.write_all(figures.drawn(figures.parametric_plot([], [], curve, "C1", "path"), "C1"))
 assert len(curve) == 25
 """
     done = run_python("-c", code, cwd=tmp_path)

@@ -1,13 +1,11 @@
 import functools
 import json
-import logging
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,8 +14,8 @@ from conftest import ROOT, minimizers, recipe, train
 from quick import run_code, stop_in_epoch
 
 import network_zoo
-from large_batch import datasets, files, store, training
-from large_batch.errors import BusyError, Interrupted, MachineError, UserError
+from large_batch import datasets, store, training
+from large_batch.errors import Interrupted, MachineError, UserError
 
 # Trains in both precisions, killed before or after the 1st, 2nd, ... change of a file, and again, until it ends.
 KILLED = """
@@ -340,57 +338,6 @@ def test_a_signal_is_acknowledged_while_something_computes():
         assert process.stderr.readline() == "\n"
         assert process.stderr.readline() == "Stopping already.\n"
         process.kill()
-
-
-HOLDER = """
-import sys
-from pathlib import Path
-from large_batch import files
-with files.lock(sys.argv[1]):
-    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
-    with files.writing(Path(sys.argv[1]) / "half.npz") as temporary:
-        temporary.touch()
-        print("held", flush=True)
-        sys.stdin.read()
-"""
-
-
-@contextmanager
-def held_by_another(path):
-    """Let another process hold a lock, until its input is closed, or to the end; yield it."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", HOLDER, path], cwd=ROOT, text=True, **pipes) as holder:
-        assert holder.stdout.readline() == "held\n"
-        yield holder
-
-
-def test_a_dead_process_holds_no_lock_and_leaves_no_rubbish(digits, asked, tmp_path, caplog):
-    found = quick.minimizers(digits, tmp_path)
-    folder = found.folder(asked).path
-    with held_by_another(folder) as holder:
-        with pytest.raises(BusyError, match=f"process {holder.pid} on "):
-            found.train(asked, wait=False)
-        assert [path.name for path in folder.glob(".writing-*/*")] == ["half.npz"]
-        holder.kill()
-    found.train(asked, wait=False)
-    assert not list(folder.glob(".*"))
-    assert caplog.text == ""
-
-
-def test_waiting_is_announced(tmp_path, caplog):
-    with held_by_another(tmp_path / "x") as holder:
-
-        class Release(logging.Handler):
-            def emit(self, record):
-                holder.stdin.close()
-
-        store.log.addHandler(release := Release())
-        try:
-            with files.lock(tmp_path / "x"):
-                assert f"x is in the hands of process {holder.pid}" in caplog.text
-                assert caplog.text.count("waiting for it") == 1
-        finally:
-            store.log.removeHandler(release)
 
 
 LIMITED = """
