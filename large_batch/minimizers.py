@@ -25,11 +25,10 @@ from large_batch.models import point_of, read_weights, write_weights
 from large_batch.networks import Network
 from large_batch.objective import Objective
 from large_batch.recipes import Recipe
-from large_batch.store import RECIPE
 from large_batch.tracking import Tracked
 from large_batch.training import DivergedError, Epoch, StepMemory, TrainingLoop, TrainingState
 
-START = "start.weights.h5"
+RECIPE, START = store.RECIPE, "start.weights.h5"
 RESULT = (RECIPE, "minimizer.weights.h5", START, "history.csv", "provenance.json")
 TRACKED = "tracked.csv"
 CHECKPOINTS = "checkpoint-*.npz"
@@ -101,11 +100,11 @@ class Minimizers:
 
     def tracked(self, recipe: Recipe) -> list[Tracked]:
         """Return what was followed in a training that is stored; raises `UserError` where it is damaged."""
-        path = self.folder(recipe).path / TRACKED
-        with store.reading(path):
-            if not self.folder(recipe).whole(TRACKED):
+        folder = self.folder(recipe)
+        with store.reading(folder.path / TRACKED):
+            if not folder.whole(TRACKED):
                 raise ValueError("it is damaged")
-            return store.read_csv(path, Tracked)
+            return store.read_csv(folder.path / TRACKED, Tracked)
 
     def state(self, recipe: Recipe) -> TrainingState:
         """Return how far the training is that is stored; raises as `stored` does."""
@@ -203,10 +202,9 @@ class Minimizers:
             folder.forget()
             if retrain:
                 folder.retire()
+                folder.seal()
         elif retrain:
             folder.seal(dropping=[*_checkpoints(folder), START])
-        if not folder.path.exists():
-            folder.seal()  # files without a list are from then on a sign of damage
 
     def _train(
         self,
@@ -240,9 +238,7 @@ class Minimizers:
             while not (loop.ended or stop):
                 try:
                     samples, stop = loop.advance(signals.first is not None)
-                    stop = stop or (
-                        replicas.machines == 1 and signals.first is not None
-                    )  # others must hear of it first
+                    stop = stop or (signals.first is not None and replicas.machines == 1)  # others must hear first
                     report(samples, loop.where())
                     if loop.state.seen == len(data.x_train):
                         loop.finish_epoch(evaluate if test else None)

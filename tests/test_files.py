@@ -1,9 +1,11 @@
 import fcntl
+import logging
 import os
 import platform
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -106,6 +108,56 @@ def test_a_folder_that_cannot_be_locked_is_the_machines_failure(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MachineError, match="could not be locked: File exists"), files.lock(tmp_path / "file" / "x"):
         pass
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from large_batch import files
+with files.lock(sys.argv[1]):
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
+    with files.writing(Path(sys.argv[1]) / "half.npz") as temporary:
+        temporary.touch()
+        print("held", flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_another(path):
+    """Let another process hold a lock, until its input is closed, or to the end; yield it."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLDER, path], cwd=ROOT, text=True, **pipes) as holder:
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+
+
+def test_a_dead_process_holds_no_lock_and_leaves_no_rubbish(tmp_path, caplog):
+    run = tmp_path / "run"
+    with held_by_another(run) as holder:
+        with pytest.raises(BusyError, match=f"process {holder.pid} on "), files.lock(run, wait=False):
+            pass
+        assert [path.name for path in run.glob(".writing-*/*")] == ["half.npz"]
+        holder.kill()
+    with files.lock(run, wait=False):
+        assert not list(run.iterdir())
+    assert caplog.text == ""
+
+
+def test_waiting_is_announced(tmp_path, caplog):
+    with held_by_another(tmp_path / "x") as holder:
+
+        class Release(logging.Handler):
+            def emit(self, record):
+                holder.stdin.close()
+
+        files.log.addHandler(release := Release())
+        try:
+            with files.lock(tmp_path / "x"):
+                assert f"x is in the hands of process {holder.pid}" in caplog.text
+                assert caplog.text.count("waiting for it") == 1
+        finally:
+            files.log.removeHandler(release)
 
 
 def test_a_lock_file_may_hold_anything(tmp_path):

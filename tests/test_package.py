@@ -190,7 +190,6 @@ def test_an_installed_wheel_plots_over_the_original_curves(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     code = f"""
 import sys
-from pathlib import Path
 sys.path[:0] = [{str(tmp_path / "site")!r}]
 from large_batch import __file__, __version__, figures, files, paper
 assert __file__.startswith({str(tmp_path)!r})
