@@ -2,8 +2,8 @@
 
 Handed to L-BFGS-B unscaled, the metric may read far too little, down to 0: a small gradient is below the solver's
 tolerance, and the first steps are minute (docs/design.md has numbers). So the box is searched in its own coordinates, u
-in [-1, 1]^p, with the loss scaled so that the first step reaches the box's walls. In a ball, whose largest loss is on its surface wherever
-the loss is convex, the search is over the directions.
+in [-1, 1]^p, with the loss scaled so that the first step reaches the box's walls. In a ball, whose largest loss is on
+its surface wherever the loss is convex, the search is over the directions.
 """
 
 from __future__ import annotations
