@@ -152,7 +152,7 @@ class Progress:
         if not self._total or now - self._shown < (pause if terminal else LOG_SECONDS):
             return
         self._shown, head = now, f"{1 - self._left / self._total:4.0%}"
-        if self._done and self._seconds > SURE_SECONDS:
+        if self._left and self._done and self._seconds > SURE_SECONDS:
             left = self._left * self._seconds / self._done
             head += f", {duration(left)} left"
             if left > LONG_SECONDS and not self._long:

@@ -171,7 +171,7 @@ def test_progress_in_a_log_file(monkeypatch):
         "  5%: C1-cifar10-b5000-e100-s0-from-b256-e100 epoch 1/100 loss 0.1234 99.87%",
         " 20%, 3 min left: C1-cifar10-b5000-e100-s0-from-b256-e100 epoch 4/100 loss 0.1234 99.87%",
     ]
-    assert lines[-1] == "100%, 1 s left: sharp epoch 10/100 loss 0.1234 99.87%"
+    assert lines[-1] == "100%: sharp epoch 10/100 loss 0.1234 99.87%"
     assert len(lines) == 9
 
 
