@@ -22,5 +22,6 @@ def replace_or_die(temporary, path):
     replace(temporary, path)
 
 
-os.replace = replace_or_die  # by which large_batch.store puts every file in place
+os.replace = replace_or_die  # by which large_batch.files puts every file in place
+sys.path.insert(0, str(Path(__file__).parent.parent))
 runpy.run_path(sys.argv[0], run_name="__main__")
