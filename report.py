@@ -19,9 +19,10 @@ from urllib.parse import quote
 
 from large_batch import cli, files, ledger, paper
 from large_batch.cli import setting
-from large_batch.ledger import NOT_RUN, Line, Result
+from large_batch.ledger import NOT_RUN, Line
+from large_batch.results import Result, read
 
-NETWORKS = ("F1", "F2", "C1", "C2", "C3", "C4")
+NETWORKS = ("F1", "F2", "C1", "C2", "C3", "C4", "VGG11", "MobileNetV2")
 TITLE = "Large-batch training and sharp minima: the reproduction"
 STYLE = """
 :root { color-scheme: light dark; --edge: #8886; --soft: #8881; }
@@ -125,10 +126,9 @@ def origins(results: Sequence[Result]) -> str:
 
 def text(results: Sequence[Result], report: Path) -> str:
     """Return the report in Markdown."""
-    networks = [name for name in NETWORKS if any(result.network == name for result in results)]
     current = [result for result in results if "environment" in result.content["provenance"]]
     sections = {
-        "Claims": claims(ledger.ledger(current, networks)),
+        "Claims": claims(ledger.ledger(current, NETWORKS)),
         "Tables": tables(current),
         "Figures": figures(current, report),
         "How each number was made": origins(current),
@@ -159,7 +159,7 @@ def page(markdown_text: str, report: Path) -> str:
 def main(settings: Settings) -> None:
     """Read the results and write the text and the page."""
     report, folder = Path(settings.report), Path(settings.figure_dir)
-    markdown_text = text(ledger.read(Path(settings.result_dir), folder), report)
+    markdown_text = text(read(Path(settings.result_dir), folder), report)
     pages = {report: markdown_text.encode(), folder / "report.html": page(markdown_text, report).encode()}
     files.write_all(pages)
     print(*pages, sep="\n")

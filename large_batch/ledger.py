@@ -5,90 +5,17 @@ Only files in results/ are read. Each line says which command its number came fr
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from large_batch import claims, paper
+from large_batch.results import Result, trials
 
 NOT_RUN = "not run"
 ORDER = 10  # "one to two orders of magnitude": at least this factor
-USUAL = {  # settings under which numbers stand beside the paper's; scripts without one have it so
-    "definition": "repository",
-    "dataset": None,
-    "precision": "float32",
-    "solver": "lbfgsb",
-    "iterations": 10,
-    "scale": 100.0,
-    "manifold": "normal",
-    "dimension": 100,
-    "remedy": (),
-    "optimizer": "adam",
-}
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command wrote: a .json file, the rows of the .csv file beside it, and its figures."""
-
-    path: Path
-    content: dict[str, Any] = field(repr=False)
-    rows: list[dict[str, str]] = field(repr=False)
-    figures: list[Path]
-
-    @property
-    def command(self) -> str:
-        """The command line, from the script on."""
-        return self.content["provenance"]["command"]
-
-    @property
-    def script(self) -> str:
-        """The script's name without .py."""
-        return self.command.split()[0].removesuffix(".py")
-
-    @property
-    def network(self) -> str:
-        """The network's name."""
-        return self.content["problem"]["network"]
-
-    def setting(self, name: str, default: Any = None) -> Any:
-        """Return a setting of the command."""
-        return self.content["settings"].get(name, default)
-
-    @property
-    def training(self) -> str:
-        """How long was trained, and how often, in words."""
-        trials = self.setting("trials") or 1
-        seeds = f"seed {self.setting('seed', 0)}" if trials == 1 or self.script == "sharpness" else f"{trials} seeds"
-        return f"{self.setting('epochs')} epochs, {seeds}"
-
-    @property
-    def usual(self) -> bool:
-        """Whether its numbers may stand beside the paper's."""
-        return all((self.setting(name, value) or value) == value for name, value in USUAL.items())
-
-    def claims(self, words: str) -> list[claims.Claim]:
-        """Return the claims judged by the command that have some words in them."""
-        return [claims.Claim(**one) for one in self.content.get("claims", ()) if words in one["claim"]]
-
-
-def read(results: Path, figures: Path) -> list[Result]:
-    """Return what commands wrote, the longest trainings and those of most trials first."""
-    found = []
-    for path in sorted(results.glob("*.json")):
-        content = json.loads(path.read_text())
-        if not {"provenance", "problem", "settings"} <= content.keys():
-            continue  # a benchmark
-        table = path.with_suffix(".csv")
-        rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
-        drawn = [figures / f"{path.stem}{suffix}.png" for suffix in ("", "-sharpness")]
-        found.append(Result(path, content, rows, [figure for figure in drawn if figure.exists()]))
-    return sorted(found, key=lambda one: (-one.setting("epochs", 0), -one.setting("trials", 1), one.path.name))
 
 
 @dataclass(frozen=True)
@@ -104,54 +31,16 @@ class Line:
     result: Result | None = None
 
 
-@dataclass(frozen=True)
-class Trials:
-    """The values of a quantity at the minimizers of the longest trainings, a seed each, and where they are."""
-
-    values: list[float]
-    epochs: int
-    result: Result
-
-    def __str__(self) -> str:
-        return str(paper.Spread.of(self.values))
-
-
-def trials(results: Sequence[Result], network: str, minimizer: str, quantity: str, **where: Any) -> Trials | None:
-    """Return the values of a quantity over seeds, the mean over random subspaces; None where there is none.
-
-    Args:
-        results: What commands wrote.
-        network: Its name.
-        minimizer: "SB", "LB" or "LB sam" and so on.
-        quantity: As in the .csv files.
-        where: `space` and `epsilon` of a sharpness.
-    """
-    by_seed: dict[int, dict[int, list[float]]] = {}
-    sources: dict[int, Result] = {}
-    asked = {"minimizer": minimizer, "quantity": quantity, "warm_start_epochs": "", "rescale": "", **where}
-    asked = {name: f"{value}" for name, value in asked.items()}
-    for result in results:
-        part = quantity == "sharpness" and result.setting("sharpness_samples", 10**9) < 50_000
-        if result.network != network or not result.usual or part:
-            continue
-        for row in result.rows:
-            if all(row.get(name, value) == value for name, value in asked.items()) and row.get("value"):
-                epochs, seed = int(row["epochs"]), int(row["seed"])
-                sources.setdefault(epochs, result)
-                if seed not in by_seed.get(epochs, {}) or sources[epochs] is result:
-                    by_seed.setdefault(epochs, {}).setdefault(seed, []).append(float(row["value"]))
-    if not by_seed:
-        return None
-    epochs = max(by_seed)
-    return Trials([float(np.mean(values)) for values in by_seed[epochs].values()], epochs, sources[epochs])
-
-
 def ledger(results: Sequence[Result], networks: Sequence[str]) -> list[Line]:
     """Return all lines, claim by claim; a claim about which a network has no result is not run there."""
     lines = []
     for claim in CLAIMS:
-        for network in networks:
-            own = [result for result in results if result.network == network and result.usual]
+        for network in (name for name in networks if name in claim.networks):
+            own = [
+                result
+                for result in results
+                if result.network == network and (result.usual or network not in paper.TABLE_2)
+            ]
             lines += list(claim.judge(claim, own, network)) or [
                 Line(claim.text, claim.source, network, claim.published(network), "", NOT_RUN)
             ]
@@ -166,6 +55,7 @@ class Entry:
     source: str
     published: Callable[[str], str]
     judge: Callable[[Entry, Sequence[Result], str], Iterator[Line]]
+    networks: tuple[str, ...] = tuple(paper.TABLE_2)
 
     def line(self, network: str, found: str, verdict: str, result: Result) -> Line:
         """Return a line on a network."""
@@ -225,6 +115,80 @@ def _sharper(space: str) -> Callable[[Entry, Sequence[Result], str], Iterator[Li
                 yield replace(entry.line(network, found, verdict, large.result), published=published(network, epsilon))
 
     return judge
+
+
+def _curvature(results: Sequence[Result]) -> tuple[dict[str, dict], Result] | None:
+    """Return what is known of the Hessian at SB and LB, `sharpness_metric.Curvature` as a dictionary each."""
+    for result in results:
+        if result.script == "sharpness" and result.setting("curvature"):
+            found = {
+                label: one["result"]
+                for label, group in result.content["results"].items()
+                for one in group
+                if "steep_share" in one["result"]
+            }
+            if found.keys() == {"SB", "LB"}:
+                return found, result
+    return None
+
+
+def _dimensions(curvature: dict) -> float:
+    """Return tr(H)^2 / tr(H^2): in as many dimensions the loss curves."""
+    return curvature["projection"]["trace"] ** 2 / curvature["projection"]["trace_of_square"]
+
+
+def _steep_in_few(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    if known := _curvature(results):
+        large, result = known[0]["LB"], known[1]
+        share = 100 * _dimensions(large) / large["size"]
+        found = (
+            f"LB curves in {share:.2g} % of the dimensions; {large['steep_share']:.2g} % of random vertices are steep"
+        )
+        few = max(share, large["steep_share"] or 0) <= paper.STEEP_SHARE
+        yield entry.line(network, found, claims.HOLDS if few else claims.CONTRADICTED, result)
+
+
+def _large_eigenvalues(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    if known := _curvature(results):
+        (small, large), result = (known[0][label] for label in ("SB", "LB")), known[1]
+        counts = [_dimensions(one) for one in (small, large)]
+        largest = [one["eigenvalues"][0] for one in (small, large)]
+        found = (
+            f"LB curves in about {counts[1]:.3g} dimensions, SB in {counts[0]:.3g}; the largest eigenvalues are "
+            f"{largest[1]:.3g} and {largest[0]:.3g}"
+        )
+        if counts[1] <= 2 * counts[0]:
+            verdict = claims.CONTRADICTED
+        else:
+            verdict = claims.HOLDS if largest[1] > largest[0] else f"{claims.DIRECTION}: more, but not larger ones"
+        yield entry.line(network, found, verdict, result)
+
+
+def _rescaled(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    """The doubt holds where Metric 2.1 changes by more than a factor of 2 though the function does not."""
+    for result in results:
+        rows = [row for row in result.rows if row.get("quantity") == "sharpness" and row.get("value")]
+        values: dict[str, dict[str, float]] = {}
+        for row in rows:
+            values.setdefault(row["minimizer"], {})[row.get("rescale") or "1"] = float(row["value"])
+        if result.script != "sharpness" or not values.keys() >= {"SB", "LB"} or len(values["SB"]) < 2:
+            continue
+        ranges = {label: (min(found.values()), max(found.values())) for label, found in values.items()}
+        found = ", ".join(f"{label} {low:.3g} - {high:.3g}" for label, (low, high) in ranges.items())
+        changes = max(high / low for low, high in ranges.values())
+        words = f"Metric 2.1 over factors {', '.join(sorted(values['SB'], key=float))}: {found}"
+        yield entry.line(network, words, claims.HOLDS if changes > 2 else claims.CONTRADICTED, result)
+        return
+
+
+def _finite_beyond(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    for result in results:
+        if result.script == "plot_parametric_plot" and result.setting("curve") == "linear" and result.rows:
+            losses = [row["train_loss"] for row in result.rows if float(row["alpha"]) > 1]
+            known = [float(loss) for loss in losses if loss]
+            found = f"the training loss beyond LB is {min(known):.3g} - {max(known):.3g}, after {result.training}"
+            yield entry.line(network, found, claims.HOLDS if len(known) == len(losses) else claims.CONTRADICTED, result)
+            return
 
 
 def _steeper(curve: str) -> Callable[[Entry, Sequence[Result], str], Iterator[Line]]:
@@ -361,5 +325,32 @@ CLAIMS = (
         "Section 2.2",
         lambda network: "the same gap",
         _remedied(("adagrad", "sgd", "adaqn"), helps=False),
+    ),
+    Entry(
+        "Around LB the loss is steep in few directions only.",
+        "Section 2.2.2",
+        lambda network: f"about {paper.STEEP_SHARE:g} % of the dimensions",
+        _steep_in_few,
+    ),
+    Entry("LB has many large eigenvalues, SB few.", "Section 1", lambda network: "", _large_eigenvalues),
+    Entry(
+        "Metric 2.1 can be changed without changing the function.",
+        "Dinh et al., 2017",
+        lambda network: "a doubt",
+        _rescaled,
+    ),
+    Entry(
+        "The curve of VGG11 is finite beyond LB.",
+        "a reproduction",
+        lambda network: "not finite",
+        _finite_beyond,
+        ("VGG11",),
+    ),
+    Entry(
+        "Fine-tuned in batches of up to 256 MobileNetV2 is level, at 1,024 it falls.",
+        "a reproduction",
+        lambda network: "94.32 % at 32, 94.28 % at 256, 93.76 % at 1,024",
+        _judged("finetune", "level up to a batch"),
+        ("MobileNetV2",),
     ),
 )

@@ -7,6 +7,7 @@ import pytest
 
 import report
 from large_batch import claims, ledger
+from large_batch.results import read
 
 ROOT = Path(__file__).parent.parent
 PROVENANCE = json.loads((ROOT / "results" / "F1.json").read_text())["provenance"]
@@ -30,7 +31,7 @@ def sharpness(minimizer, epsilon, values):
 
 
 def verdicts(folder):
-    lines = ledger.ledger(ledger.read(folder, folder), ["F1"])
+    lines = ledger.ledger(read(folder, folder), ["F1"])
     return {(line.source, line.found[:14] if "epsilon" in line.found else ""): line.verdict for line in lines}
 
 
@@ -49,8 +50,35 @@ def test_the_ledger_judges_what_is_there(tmp_path):
     assert found["Table 3", "epsilon 0.001:"] == claims.HOLDS
     assert found["Table 3", "epsilon 0.0005"] == claims.CONTRADICTED
     assert found["Table 4", ""] == ledger.NOT_RUN
-    robust = [line.verdict for line in ledger.ledger(ledger.read(tmp_path, tmp_path), ["F1"]) if "E.3" in line.source]
+    robust = [line.verdict for line in ledger.ledger(read(tmp_path, tmp_path), ["F1"]) if "E.3" in line.source]
     assert robust == [claims.CONTRADICTED, claims.HOLDS]
+
+
+def test_the_ledger_on_curvature_rescaling_and_the_reproductions_networks(tmp_path):
+    def curvature(dimensions, largest):
+        projection = {"trace": 1.0, "trace_of_square": 1 / dimensions}
+        return {"size": 10_000, "projection": projection, "steep_share": 0.0, "eigenvalues": [largest]}
+
+    both = {"SB": [{"result": curvature(13, 2.0)}], "LB": [{"result": curvature(300, 3.0)}]}
+    planted(tmp_path, "a", "sharpness.py -n F1 --curvature", results=both)
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["settings"] |= {"curvature": True}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    header = "minimizer,quantity,rescale,value"
+    rows = [f"{end},sharpness,{factor},{value}" for end in ("SB", "LB") for factor, value in (("", 1), ("10.0", 3))]
+    planted(tmp_path, "b", "sharpness.py -n F1 --rescale 1,10")
+    (tmp_path / "b.csv").write_text("\n".join([header, *rows]))
+    found = verdicts(tmp_path)
+    assert found["Section 2.2.2", ""] == found["Section 1", ""] == found["Dinh et al., 2017", ""] == claims.HOLDS
+    for network, command in (("VGG11", "plot_parametric_plot.py -n VGG11"), ("MobileNetV2", "finetune.py")):
+        claim = {"claim": "level up to a batch", "rule": "", "found": "so", "verdict": claims.OPEN}
+        planted(tmp_path, "c", command, claim=claim)
+        content = json.loads((tmp_path / "c.json").read_text()) | {"problem": {"network": network}}
+        content["settings"] |= {"curve": "linear", "optimizer": "sgd"}
+        (tmp_path / "c.json").write_text(json.dumps(content))
+        (tmp_path / "c.csv").write_text("alpha,train_loss\n0.5,1.0\n1.5,\n2.0,3.0")
+        lines = [line for line in ledger.ledger(read(tmp_path, tmp_path), [network]) if line.result]
+        assert [line.verdict for line in lines] == [claims.CONTRADICTED if network == "VGG11" else claims.OPEN]
 
 
 def test_numbers_of_other_settings_do_not_stand_beside_the_papers(tmp_path):
@@ -65,7 +93,7 @@ def test_numbers_of_other_settings_do_not_stand_beside_the_papers(tmp_path):
 def test_the_committed_report_is_that_of_the_committed_results(tmp_path):
     for folder in ("results", "Figures"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    text = report.text(ledger.read(ROOT / "results", ROOT / "Figures"), ROOT / "REPORT.md")
+    text = report.text(read(ROOT / "results", ROOT / "Figures"), ROOT / "REPORT.md")
     assert text.replace(f"{ROOT}/", "") == (ROOT / "REPORT.md").read_text()
     html = report.page((ROOT / "REPORT.md").read_text(), ROOT / "REPORT.md")
     sources = re.findall(r'<img[^>]*alt="([^"]+)"[^>]*src="([^"]+)"', html)

@@ -1,0 +1,129 @@
+"""What is in results/: the files that commands wrote, and the values of trials among them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from large_batch import claims, paper
+
+USUAL = {  # settings under which numbers stand beside the paper's; scripts without one have it so
+    "definition": "repository",
+    "dataset": None,
+    "precision": "float32",
+    "solver": "lbfgsb",
+    "iterations": 10,
+    "scale": 100.0,
+    "manifold": "normal",
+    "dimension": 100,
+    "remedy": (),
+    "optimizer": "adam",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command wrote: a .json file, the rows of the .csv file beside it, and its figures."""
+
+    path: Path
+    content: dict[str, Any] = field(repr=False)
+    rows: list[dict[str, str]] = field(repr=False)
+    figures: list[Path]
+
+    @property
+    def command(self) -> str:
+        """The command line, from the script on."""
+        return self.content["provenance"]["command"]
+
+    @property
+    def script(self) -> str:
+        """The script's name without .py."""
+        return self.command.split()[0].removesuffix(".py")
+
+    @property
+    def network(self) -> str:
+        """The network's name."""
+        return self.content["problem"]["network"]
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """Return a setting of the command."""
+        return self.content["settings"].get(name, default)
+
+    @property
+    def training(self) -> str:
+        """How long was trained, and how often, in words."""
+        trials = self.setting("trials") or 1
+        seeds = f"seed {self.setting('seed', 0)}" if trials == 1 or self.script == "sharpness" else f"{trials} seeds"
+        return f"{self.setting('epochs')} epochs, {seeds}"
+
+    @property
+    def usual(self) -> bool:
+        """Whether its numbers may stand beside the paper's."""
+        return all((self.setting(name, value) or value) == value for name, value in USUAL.items())
+
+    def claims(self, words: str) -> list[claims.Claim]:
+        """Return the claims judged by the command that have some words in them."""
+        told = self.content.get("claims", [self.content["claim"]] if "claim" in self.content else [])
+        return [claims.Claim(**one) for one in told if words in one["claim"]]
+
+
+def read(results: Path, figures: Path) -> list[Result]:
+    """Return what commands wrote, the longest trainings and those of most trials first."""
+    found = []
+    for path in sorted(results.glob("*.json")):
+        content = json.loads(path.read_text())
+        if not {"provenance", "problem", "settings"} <= content.keys():
+            continue  # a benchmark
+        table = path.with_suffix(".csv")
+        rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
+        drawn = [figures / f"{path.stem}{suffix}.png" for suffix in ("", "-sharpness")]
+        found.append(Result(path, content, rows, [figure for figure in drawn if figure.exists()]))
+    return sorted(found, key=lambda one: (-one.setting("epochs", 0), -one.setting("trials", 1), one.path.name))
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The values of a quantity at the minimizers of the longest trainings, a seed each, and where they are."""
+
+    values: list[float]
+    epochs: int
+    result: Result
+
+    def __str__(self) -> str:
+        return str(paper.Spread.of(self.values))
+
+
+def trials(results: Sequence[Result], network: str, minimizer: str, quantity: str, **where: Any) -> Trials | None:
+    """Return the values of a quantity over seeds, the mean over random subspaces; None where there is none.
+
+    Args:
+        results: What commands wrote.
+        network: Its name.
+        minimizer: "SB", "LB" or "LB sam" and so on.
+        quantity: As in the .csv files.
+        where: `space` and `epsilon` of a sharpness.
+    """
+    by_seed: dict[int, dict[int, list[float]]] = {}
+    sources: dict[int, Result] = {}
+    asked = {"minimizer": minimizer, "quantity": quantity, "warm_start_epochs": "", "rescale": "", **where}
+    asked = {name: f"{value}" for name, value in asked.items()}
+    for result in results:
+        part = quantity == "sharpness" and result.setting("sharpness_samples", 10**9) < 50_000
+        if result.network != network or not result.usual or part:
+            continue
+        for row in result.rows:
+            if all(row.get(name, value) == value for name, value in asked.items()) and row.get("value"):
+                epochs, seed = int(row["epochs"]), int(row["seed"])
+                sources.setdefault(epochs, result)
+                if seed not in by_seed.get(epochs, {}) or sources[epochs] is result:
+                    by_seed.setdefault(epochs, {}).setdefault(seed, []).append(float(row["value"]))
+    if not by_seed:
+        return None
+    epochs = max(by_seed)
+    return Trials([float(np.mean(values)) for values in by_seed[epochs].values()], epochs, sources[epochs])
