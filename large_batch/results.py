@@ -118,7 +118,8 @@ def trials(results: Sequence[Result], network: str, minimizer: str, quantity: st
         if result.network != network or not result.usual or part:
             continue
         for row in result.rows:
-            if all(row.get(name, value) == value for name, value in asked.items()) and row.get("value"):
+            known = row.get("value") and row.get("seed")  # a given file of weights has no seed
+            if known and all(row.get(name, value) == value for name, value in asked.items()):
                 epochs, seed = int(row["epochs"]), int(row["seed"])
                 sources.setdefault(epochs, result)
                 if seed not in by_seed.get(epochs, {}) or sources[epochs] is result:
