@@ -321,8 +321,9 @@ def rescaling(results: dict[str, list], title: str) -> Figure:
             for number, ((size, *_), places) in enumerate(lines.items()):
                 means = [float(np.mean(values)) for values in places.values()]
                 style = {"ls": ("-", "--", ":")[min(number, 2)], "marker": marker, "ms": 4, "lw": 1.4}
-                region = "epsilon" if MEASURES[measure].radius is None else "rho"
-                words = label if size is None else f"{label}, {region} {size:g}"
+                words = label
+                if size is not None:
+                    words += f", {'epsilon' if MEASURES[measure].radius is None else 'rho'} {size:g}"
                 axes.plot(list(places), means, color=color, label=words, **style)
         axes.set_xscale("log")
         _logarithmic(axes)

@@ -47,7 +47,7 @@ def test_the_whole_job(run, tmp_path):
     )
     networks = "-n", NAME, "-n", f"{tmp_path / 'twin.py'}:TWIN"
     printed = run(*networks, *JOB, "--tables=4,2,3").stdout
-    assert printed.count("4 trainings (0 of them done), 20 measurements (0 of them done).\n") == 2
+    assert printed.count("4 trainings (0 stored, 0 resumed), 20 measurements (0 stored)") == 2
     assert printed.count("Table 2: ") == printed.count("Table 3: ") == printed.count("Table 4: ") == 2
     assert printed.index("Table 2: ") < printed.index("Table 4: ")
     assert set(verdicts(printed)) == {"no verdict"}, "these networks are not in the paper"
@@ -72,7 +72,7 @@ def test_the_whole_job(run, tmp_path):
     assert str(Spread.of(ours)) in printed
 
     again = run(*networks, *JOB, "--tables=2,3,4").stdout
-    assert again.count("4 trainings (4 of them done), 20 measurements (20 of them done).\n") == 2
+    assert again.count("4 trainings (4 stored, 0 resumed), 20 measurements (20 stored)") == 2
     assert again.replace("(4 of", "(0 of").replace("(20 of", "(0 of") == printed
 
     more = [text if text != "--trials=2" else "--trials=3" for text in JOB]

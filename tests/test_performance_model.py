@@ -46,7 +46,7 @@ def test_the_commands(run_script, tmp_path):
     assert {"performance_model.pdf", "performance_model-f0.5-r0.5.png"} <= names
     job = "-n", NAME, "--epochs=3", "--trials=2", "--small_batch=750", "--large_batch=1500"
     printed = run(*job)
-    assert "4 trainings (0 of them done)" in printed
+    assert "4 trainings (0 stored" in printed
     assert "2 trials" in printed
     (path,) = (tmp_path / "result").glob("small-performance_model-*.csv")
     with open(path, newline="") as file:

@@ -209,7 +209,7 @@ def test_measures_where_weights_are_rescaled(run_sharpness, tmp_path):
     job = *SMALL_NETWORK, *BATCHES, "--space=full", "--eps=1e-3", "--sharpness_samples=200", "--rescale=2,0.5,1"
     figures = f"--figure_dir={tmp_path / 'figure'}"
     done = run_sharpness(*job, figures, "--measure=adaptive,keskar,relative,ball", "--rho=0.3")
-    assert "2 trainings (0 of them done), 30 measurements (0 of them done)." in done.stdout
+    assert "2 trainings (0 stored, 0 resumed), 30 measurements (0 stored)" in done.stdout
     path = only(tmp_path, "small-sharpness-*-n200-*-rho0.3-x0.5-x1.0-x2.0.json")
     found = {}
     for label, group in json.loads(path.read_text())["results"].items():
