@@ -12,7 +12,7 @@ work; with --nocompute what is stored is printed. The verdict of a row:
     no verdict      a trial is missing, or the paper has no such number
 
     python paper_tables.py -n F1 --trials 5
-    python paper_tables.py -n C1 -n C2 --tables=2,3,6 --epochs 20
+    python paper_tables.py -n C1,C2 --tables=2,3,6 --epochs 20
 """
 
 from __future__ import annotations
@@ -100,9 +100,8 @@ class Settings(cli.PairSettings, cli.TrialSettings):
 
     network: tuple[str, ...] | None = setting(
         None,
-        "F1, F2, C1, C2, C3, C4, or your own as file.py:name; one or several.",
+        "F1, F2, C1, C2, C3, C4, or your own as file.py:name; several with commas.",
         group="What to train",
-        repeated=True,
     )
     tables: tuple[str, ...] = setting(
         tuple(TABLES),

@@ -38,7 +38,7 @@ def setting(default: Any, help: str, word: str | Callable[[Any], str] = "", grou
         help: What --help says.
         word: The word in the names of outputs where it is not the default: "e{}" or a function of the value.
         group: The heading in --help.
-        limits: least and most, of numbers; choices, of words; repeated, of lists whose flag may be given several times.
+        limits: least and most, of numbers; choices, of words.
     """
     return dataclasses.field(default=default, metadata={"help": help, "word": word, "group": group, **limits})
 
@@ -128,7 +128,8 @@ class Settings:
         """Raise `UserError` for what can be known to be wrong before anything is loaded."""
         if self.network is None:
             raise UserError(f"Name the network: -n {', '.join(networks.NAMES)}, or your own as file.py:name.")
-        networks.check_name(self.network, networks.NAMES)
+        for name in (self.network,) if isinstance(self.network, str) else self.network:
+            networks.check_name(name, networks.NAMES)
         if self.dataset:
             datasets.check_name(self.dataset)
         for part in dataclasses.fields(self):
@@ -215,8 +216,7 @@ def define_flags(settings: type[Settings]) -> None:
         common = {"module_name": data["group"], "short_name": SHORT_NAMES.get(name)}
         if kind is tuple:
             default = None if part.default is None else ",".join(f"{value}" for value in part.default)
-            define = flags.DEFINE_multi_string if data.get("repeated") else flags.DEFINE_string
-            define(name, default, data["help"], **common)
+            flags.DEFINE_string(name, default, data["help"], **common)
         elif "choices" in data:
             flags.DEFINE_enum(name, part.default, data["choices"], data["help"], **common)
         elif kind in (int, float):
@@ -240,8 +240,7 @@ def read(settings: type[Settings]) -> Settings:
     for part in dataclasses.fields(settings):
         value = FLAGS[part.name].value
         if _base(types[part.name]) is tuple and value is not None:
-            text = ",".join(value) if part.metadata.get("repeated") else value
-            value = _listed(part, text, float if "float" in str(types[part.name]) else str)
+            value = _listed(part, value, float if "float" in str(types[part.name]) else str)
             if "int" in str(types[part.name]):
                 value = tuple(map(int, value))
         values[part.name] = value
