@@ -157,7 +157,10 @@ def test_curvature_and_spectrum(run_sharpness, run_script, tmp_path):
         ]
         largest, traces, lowest, density = (each["result"] for each in spectra[:4])
         assert largest["values"] == curvature["eigenvalues"]
-        assert lowest["values"][0] < 0 < lowest["values"][0] + largest["values"][0]
+        ends = lowest["values"][0], largest["values"][0]
+        assert ends[0] < 0 < ends[1]
+        width = 0.01 * (ends[1] - ends[0])
+        assert all(ends[0] - width < node < ends[1] + width for nodes in density["nodes"] for node in nodes)
         assert list(traces["by_layer"]) == layers
         assert [len(nodes) for nodes in density["nodes"]] == [10, 10]
         assert f"{traces['hutchpp']['value']:.4g} ± " in done.stdout
