@@ -45,6 +45,8 @@ def setting(default: Any, help: str, word: str | Callable[[Any], str] = "", grou
 
 def file_word(path: str) -> str:
     """Return the word of a weights file: its name, and a digest of what it holds."""
+    if not os.path.isfile(path):
+        raise UserError(f"There is no weights file {path}.")
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return f"{Path(path).name.removesuffix('.weights.h5')}-{digest[:8]}"
 
