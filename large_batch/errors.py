@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -32,8 +33,9 @@ class BusyError(RuntimeError):
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says, in short."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return what an error says, in short: of Keras' the line after that which names the layer."""
+    lines = re.sub(r"\x1b\[\d*m", "", str(error)).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if line and not line.startswith("Exception encountered")), lines[0])
 
 
 class Interrupted(KeyboardInterrupt):  # noqa: N818, after its parent

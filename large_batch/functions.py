@@ -120,6 +120,7 @@ def check_product(function: SmoothFunction, w: np.ndarray) -> None:
     product = np.asarray(function.hessian_vector_product(w, v))
     if product.shape != w.shape or product.dtype.kind != "f":
         raise UserError(f"A Hessian-vector product must be floats of the shape {w.shape}, not {_described(product)}.")
+    check_finite(product)
 
     def slope(step: float) -> np.ndarray:
         return np.asarray(function.value_and_gradient(w + step * v)[1], np.float64)
@@ -136,9 +137,18 @@ def check_product(function: SmoothFunction, w: np.ndarray) -> None:
     if not apart[best] < AGREEMENT:
         log.warning("Whether the Hessian-vector products are right cannot be checked: differences of gradients vary.")
         return
-    off = np.linalg.norm(product - differences[best]) / max(sizes[best], np.linalg.norm(product))
+    off = np.linalg.norm(product - differences[best]) / (max(sizes[best], np.linalg.norm(product)) or 1.0)
     if not off < 0.01 + 5 * apart[best]:
         raise UserError(
             f"The Hessian-vector product is {off:.0%} away from the difference of two gradients: a layer or the loss "
             "stops a gradient (tf.stop_gradient, tf.custom_gradient), so its curvature would be wrong; replace it."
+        )
+
+
+def check_finite(product: np.ndarray) -> None:
+    """Raise `UserError` unless a Hessian-vector product is finite."""
+    if not np.isfinite(product).all():
+        raise UserError(
+            "A Hessian-vector product is not finite: the loss has no second derivatives here, as where a root or norm "
+            "is taken of 0, or its values are too large; add a small constant in the layer that does so."
         )

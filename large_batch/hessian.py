@@ -57,7 +57,7 @@ def hessian_operator(
     """Return the Hessian of `objective` at `w`, shape (n,), as SciPy's symmetric linear operator of shape (n, n).
 
     Unless it is not to be `checked`, one product is compared with differences of gradients first; raises as
-    `functions.check` and `check_product` do then.
+    `functions.check` and `check_product` do then. A product that is not finite raises `UserError`.
     """
     if isinstance(w, Point):
         objective, w = w.hold(objective), w.weights
@@ -70,6 +70,7 @@ def hessian_operator(
         nonlocal products
         products += 1
         product = objective.hessian_vector_product(w, v.ravel())
+        functions.check_finite(product)
         report(PASSES["product"], f"Hessian-vector product {products}")
         return product
 

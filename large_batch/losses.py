@@ -90,12 +90,16 @@ class CrossEntropy:
         return Scores(losses + penalty, clipped + penalty, correct)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class KerasLoss:
-    """The loss that Keras takes of a model, with `model.losses`: of its own `compile`, or another, given here."""
+    """The loss that Keras takes of a model, with `model.losses`: of its own `compile`, or another, given here.
+
+    `splits` is found by `check`: whether the loss of a set is the mean of those of its parts.
+    """
 
     trainer: keras.Model
     loss: Any
+    splits: bool = False
 
     shards = False
 
@@ -108,12 +112,6 @@ class KerasLoss:
             return cls(_Compiled(model, loss), loss)
         except (TypeError, ValueError) as error:
             raise UserError(f"{loss!r} is no loss that Keras knows: {first_line(error)}") from error
-
-    @property
-    def splits(self) -> bool:
-        """Whether the loss of a set is the mean of those of equal parts."""
-        reductions = {getattr(each, "reduction", SPLITTABLE[0]) for each in keras.tree.flatten(self.loss)}
-        return reductions <= set(SPLITTABLE)
 
     def labels(self, y: Tree) -> Tree:
         """Return the labels as they are."""
@@ -128,6 +126,20 @@ class KerasLoss:
             raise UserError(f"Keras cannot take this loss of the model's outputs: {first_line(error)}") from error
         if loss.shape.rank != 0:
             raise UserError(f"The loss must be one number, not of the shape {tuple(loss.shape)}; give it a reduction.")
+        reductions = {getattr(each, "reduction", SPLITTABLE[0]) for each in keras.tree.flatten(self.loss)}
+        self.splits = reductions <= set(SPLITTABLE) and self._adds_up(outputs, few, float(loss))
+
+    def _adds_up(self, outputs: Tree, few: Samples, loss: float) -> bool:
+        """Say whether the loss of a few samples is the mean of those of two parts, and nothing is masked."""
+        leaves = [*keras.tree.flatten(outputs), *keras.tree.flatten(self.loss)]
+        if any(getattr(leaf, name, None) is not None for leaf in leaves for name in ("_keras_mask", "ignore_class")):
+            return False  # though nothing may be left out of the few
+        total, cut = 0.0, len(few) // 3
+        for first, last in ((0, cut), (cut, len(few))) if cut else ():
+            x, y, weights = few.rows(first, last).tensors()
+            part = keras.tree.map_structure(lambda leaf, rows=slice(first, last): leaf[rows], outputs)
+            total += float(self._mean(x, part, y, weights)) * (last - first) / len(few)
+        return not cut or bool(np.isclose(total, loss, rtol=1e-5, atol=1e-6, equal_nan=True))
 
     def _mean(self, x: Tree, outputs: Tree, y: Tree, weights: Tree) -> tf.Tensor:
         known = inspect.signature(self.trainer.compute_loss).parameters
@@ -155,7 +167,11 @@ class KerasLoss:
             right = tf.argmax(outputs, axis=-1) == tf.argmax(y, axis=-1)
         else:
             right = tf.argmax(outputs, axis=-1) == tf.reshape(tf.cast(y, tf.int64), tf.shape(outputs)[:-1])
-        return tf.reduce_mean(tf.reshape(tf.cast(right, tf.float64), [tf.shape(right)[0], -1]), axis=1)
+        right = tf.cast(right, tf.float64)
+        if (mask := getattr(outputs, "_keras_mask", None)) is not None:  # the share of what is not masked
+            mask = tf.cast(mask, tf.float64)[(..., *[None] * (right.shape.rank - mask.shape.rank))]
+            right *= mask / tf.reduce_mean(mask)
+        return tf.reduce_mean(tf.reshape(right, [tf.shape(right)[0], -1]), axis=1)
 
 
 class _Compiled(keras.Model):
@@ -174,14 +190,11 @@ class _Compiled(keras.Model):
 
 def criterion_of(model: keras.Model, loss: Any, outputs: str | None) -> CrossEntropy | KerasLoss:
     """Return what is taken of a model's outputs: a Keras loss that is given, the cross-entropy of stated outputs, the
-    model's own compiled loss, or, of a model without one, the cross-entropy of logits."""
+    model's own compiled loss, or, of a model that is not compiled, the cross-entropy of logits."""
     if loss is not None and outputs is not None:
         raise UserError("Give a Keras loss, or state what the outputs are, not both.")
     if outputs is not None and outputs not in get_args(Outputs):
         raise UserError(f"A model's outputs are {' or '.join(get_args(Outputs))}, not '{outputs}'.")
-    own = getattr(model, "compiled", False) and (
-        getattr(model, "loss", None) is not None or type(model).compute_loss is not keras.Model.compute_loss
-    )
-    if loss is not None or (outputs is None and own):
+    if loss is not None or (outputs is None and getattr(model, "compiled", False)):
         return KerasLoss.of(model, loss)
     return CrossEntropy(model, outputs or "logits")

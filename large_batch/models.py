@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from large_batch import files
@@ -138,11 +139,24 @@ def read_weights(model: keras.Model, path: str | Path) -> Point:
         raise UserError(
             f"{path} does not hold the weights of this {model.name}; give the file of such a network."
         ) from error
+    more = _count(path) - sum(prod(variable.shape) for variable in [*model.variables, *model.metrics_variables])
+    if more > 0:  # Keras takes what it looks for, and says nothing of the rest
+        raise UserError(
+            f"{path} holds {more:,} numbers more than this {model.name} has; give the file of such a network."
+        )
     point = point_of(model)
     floats = [array for array in (point.weights, *point.state) if array.dtype.kind == "f"]
     if not all(np.isfinite(array).all() for array in floats):
         raise UserError(f"{path} holds weights that are not finite numbers.")
     return point
+
+
+def _count(path: str | Path) -> int:
+    """Return how many numbers a weights file holds, but for an optimizer's."""
+    sizes = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, node: sizes.update({name: getattr(node, "size", 0)}))
+    return sum(size for name, size in sizes.items() if "optimizer" not in name)
 
 
 def point_of(model: keras.Model) -> Point:

@@ -211,6 +211,8 @@ class Objective:
             x, y, weights = piece.tensors()
             settings = {"batch_size": len(piece), "verbose": 0, "return_dict": True}
             of_keras = trainer.evaluate(self._prepare(x), y, sample_weight=weights, **settings)
+            if "loss" not in of_keras:
+                raise UserError(f"Keras' evaluate says nothing of a loss, only of {', '.join(of_keras) or 'nothing'}.")
             total += of_keras["loss"] * len(piece) / self.samples
         apart = np.nanmin(np.abs([found.loss - total, found.clipped_loss - total]))  # Keras may clip a softmax
         if not apart <= tolerance * (1 + abs(total)):

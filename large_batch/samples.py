@@ -32,9 +32,11 @@ class Samples:
         samples = cls(*(keras.tree.map_structure(_array, tree) for tree in (x, y, weights)))
         sizes = {len(leaf) if leaf.ndim else 0 for leaf in samples._leaves()}
         if len(sizes) != 1 or sizes == {0}:
+            shapes = [str(leaf.shape) for leaf in samples._leaves()]
+            more = ", and more: a list counts as several inputs" if len(shapes) > 6 else ""
             raise UserError(
                 "Samples, labels and sample weights must be arrays with one row a sample, as many in each; they "
-                f"have the shapes {', '.join(str(leaf.shape) for leaf in samples._leaves()) or 'none'}."
+                f"have the shapes {', '.join(shapes[:6]) or 'none'}{more}."
             )
         numbers = [leaf for leaf in keras.tree.flatten((samples.x, samples.weights)) if _is_float(leaf)]
         if not all(np.isfinite(leaf).all() for leaf in numbers):  # a ReLU may make a NaN 0

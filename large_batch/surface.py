@@ -7,6 +7,7 @@ whose filters are larger is then not shown as flatter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -35,7 +36,7 @@ class Evaluates(Protocol):
 class Part:
     """One trainable variable in the flat vector of weights: its shape, and those of its axes that count its filters.
 
-    A vector has none, and counts as a bias or as the parameters of a normalisation.
+    A bias and the parameters of a normalisation have none.
     """
 
     shape: tuple[int, ...]
@@ -97,8 +98,9 @@ def through(points: Sequence[np.ndarray]) -> Plane:
     The unit of both axes is the distance between the first two, at (0, 0) and (1, 0): on a line the coordinate is the
     alpha of Figure 3. The third point is where b is above 0, and the axes are at right angles.
 
-    Raises `UserError` for another number of points, or for points on one line.
+    Raises `UserError` for another number of points, for points on one line, and for what are no weights of one model.
     """
+    _check(points)
     if len(points) not in (2, 3):
         raise UserError(f"A line goes through 2 points and a plane through 3, not {len(points)}.")
     first, second, *others = points
@@ -130,8 +132,9 @@ def principal(points: Sequence[np.ndarray], dimensions: int = 2) -> Plane:
     signs are such that the last point has no coordinate below 0. The marks are projections; `axis_values` are the
     shares of the variance, in percent. In memory are twice the points.
 
-    Raises `UserError` where the points have fewer than `dimensions` components.
+    Raises `UserError` where the points have fewer than `dimensions` components, or are no weights of one model.
     """
+    _check(points, dimensions)
     centred = np.array(points, np.float64)
     centred -= centred.mean(axis=0)
     squares, vectors = np.linalg.eigh(centred @ centred.T)  # k x k, since k is small and n is not
@@ -158,10 +161,20 @@ def random_plane(
     vectors: bool = False,
 ) -> Plane:
     """Return the line or plane at the weights w, (n,), of a model along random directions, each a function of
-    (seed, its number), scaled as `normalised` does."""
+    (seed, its number), scaled as `normalised` does.
+
+    Raises `UserError` where nothing would move: where all weights, or those that are no vectors, are 0 or none.
+    """
+    _check([w], dimensions)
     drawn = [np.random.default_rng([seed, number]).standard_normal(len(w)) for number in range(dimensions)]
     parts = layout(model)
-    return _around(w, [normalised(direction, w, parts, normalisation, vectors) for direction in drawn])
+    directions = [normalised(direction, w, parts, normalisation, vectors) for direction in drawn]
+    if not all(direction.any() for direction in directions):
+        raise UserError(
+            f"No weight moves in this random direction, since all that could are 0; {'' if vectors else 'let the '}"
+            f"{'' if vectors else 'biases and normalisations move (vectors=True), or '}give the normalisation 'none'."
+        )
+    return _around(w, directions)
 
 
 def steepest_plane(
@@ -172,8 +185,21 @@ def steepest_plane(
 ) -> Plane:
     """Return the line or plane at the weights w, (n,), along the unit eigenvectors of the Hessian's largest
     eigenvalues, which are the `axis_values`. Raises as `hessian.largest_eigenvalues` does."""
+    _check([w], dimensions)
     values, vectors = hessian.largest_eigenvalues(hessian.hessian_operator(function, w, report), dimensions)
     return _around(w, vectors.T, values)
+
+
+def _check(points: Sequence[np.ndarray], dimensions: int = 1) -> None:
+    """Raise `UserError` unless each point is a vector of weights, finite and as long as the first."""
+    if dimensions not in (1, 2):
+        raise UserError(f"There are lines, of 1 dimension, and planes, of 2, but none of {dimensions}.")
+    if not all(np.ndim(w) == 1 and np.asarray(w).dtype.kind == "f" for w in points):
+        raise UserError("A plane is made of flat vectors of weights; of a Point give its .weights.")
+    if len(sizes := {len(w) for w in points}) > 1:
+        raise UserError(f"The points must be weights of one model; they have {sorted(sizes)} weights.")
+    if not all(np.isfinite(w).all() for w in points):
+        raise UserError("A plane is made of finite weights; a point has others, as after a training that diverged.")
 
 
 def _around(w: np.ndarray, directions: Sequence[np.ndarray], axis_values: Sequence[float] = ()) -> Plane:
@@ -185,7 +211,8 @@ def layout(model: keras.Model) -> list[Part]:
     """Return the parts of a model's flat weights.
 
     A filter is what makes one output of a layer: a column of a dense kernel, (inputs, outputs), and [..., i] of a
-    convolution's, (height, width, inputs, outputs). A depthwise convolution has one for each input and multiple.
+    convolution's, (height, width, inputs, outputs). A depthwise convolution has one for each input and multiple, and an
+    attention's projection one for each head and place in it. Biases have none, whatever their shape.
     """
     filters = {}
     for layer in model._flatten_layers():
@@ -194,8 +221,14 @@ def layout(model: keras.Model) -> list[Part]:
                 filters[variable.path] = (-2, -1)
             elif type(layer).__name__.endswith("Transpose"):  # (height, width, outputs, inputs)
                 filters[variable.path] = (-2,)
-    shapes = [(tuple(variable.shape), variable.path) for variable in model.trainable_variables]
-    return [Part(shape, filters.get(path, (-1,)) if len(shape) > 1 else ()) for shape, path in shapes]
+            elif equation := getattr(layer, "equation", None):  # of an EinsumDense, such as abc,cde->abde
+                kernel, outputs = re.split("->|,", equation)[1:]
+                filters[variable.path] = tuple(i for i, letter in enumerate(kernel) if letter in outputs)
+    biases = ("bias", "gamma", "beta")  # of an attention, a GRU, a normalisation over several axes: no vectors
+    return [
+        Part(shape, filters.get(variable.path, (-1,)) if len(shape) > 1 and variable.name not in biases else ())
+        for variable, shape in ((variable, tuple(variable.shape)) for variable in model.trainable_variables)
+    ]
 
 
 def normalised(
@@ -227,7 +260,7 @@ def normalised(
     scaled = []
     for part, ours, theirs in zip(parts, np.split(direction, ends[:-1]), np.split(w, ends[:-1]), strict=True):
         ours, theirs = ours.reshape(part.shape), theirs.reshape(part.shape)
-        if len(part.shape) < 2 and not vectors:
+        if not part.filters and not vectors:
             ours = np.zeros(part.shape)
         elif normalisation != "none":
             outer = {axis % len(part.shape) for axis in part.filters} if normalisation == "filter" else set()
@@ -249,8 +282,10 @@ def evaluate(
 
     Each point is one forward pass over the function's samples; the data and the plane, 8 (d + 1) n bytes, stay in
     memory. An `Objective` of a network with moving statistics uses those that it has.
-    Accuracies are NaN where the function has none.
+    Accuracies are NaN where the function has none. Raises `UserError` for fewer than 2 points.
     """
+    if points < 2:
+        raise UserError(f"A grid has 2 or more points each way, not {points}.")
     a, *others = plane.axes(points, reach)
     b = others[0] if others else np.zeros(1)
     found = []

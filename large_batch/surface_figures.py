@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import AsinhNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from large_batch.figures import ACCURACY, LOSS
 from large_batch.surface import Surface
 
-LEVELS = 20  # of the loss, evenly spaced on a logarithmic scale
+LEVELS = 20  # of the loss, evenly spaced on its scale
 SMALLEST = 1e-6  # loss (nats) below which nothing is told apart
 PERCENTS = np.arange(0, 101, 5)
 MARKERS = "os^Dv"
@@ -41,10 +41,11 @@ class Panel:
 
 def contours(panels: Sequence[Panel], title: str = "") -> Figure:
     """Draw loss (logarithmic) and, below, accuracy of planes side by side at one scale: the training set filled, the
-    test set as dashed lines at every fourth level. Of functions that have no accuracy only the loss is drawn."""
+    test set as dashed lines at every fourth level. Of functions that have no accuracy only the loss is drawn. Where
+    losses are negative their scale is linear between about -1 and 1, and logarithmic beyond."""
     norm = _loss_norm(panels)
     kinds = [
-        ("loss", "Loss", norm, np.geomspace(norm.vmin, norm.vmax, LEVELS), "viridis", "max"),
+        ("loss", "Loss", norm, _levels(norm), "viridis", "max"),
         ("accuracy", "Accuracy (%)", Normalize(0, 100), PERCENTS, "viridis_r", "neither"),
     ]
     if np.isnan(panels[0].train.accuracy).all():
@@ -82,18 +83,18 @@ def contours(panels: Sequence[Panel], title: str = "") -> Figure:
 
 
 def views(panels: Sequence[Panel], title: str = "") -> Figure:
-    """Draw the training loss of planes, its logarithm upwards, in three dimensions side by side at one scale."""
+    """Draw the training loss of planes upwards, on the scale of `contours`, in three dimensions side by side."""
     figure = Figure(figsize=(1.2 + 4.8 * len(panels), 4.8), layout="constrained")
     norm = _loss_norm(panels)
+    height, loss = (np.log10, lambda h: 10**h) if isinstance(norm, LogNorm) else (np.arcsinh, np.sinh)
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1, projection="3d")
         surface = panel.train
         values = _clipped(surface.loss, norm)
         colors = ScalarMappable(norm, "viridis").to_rgba(values)
-        heights = np.log10(values)
-        axes.plot_surface(*np.meshgrid(surface.a, surface.b), heights, facecolors=colors, rcount=200, ccount=200)
-        axes.set_zlim(np.log10(norm.vmin), np.log10(norm.vmax))
-        axes.zaxis.set_major_formatter(FuncFormatter(lambda height, _: f"{10**height:.2g}"))
+        axes.plot_surface(*np.meshgrid(surface.a, surface.b), height(values), facecolors=colors, rcount=200, ccount=200)
+        axes.set_zlim(height(norm.vmin), height(norm.vmax))
+        axes.zaxis.set_major_formatter(FuncFormatter(lambda h, _: f"{loss(h):.2g}"))
         for axis, label in zip((axes.xaxis, axes.yaxis), panel.axes, strict=True):
             axis.set_label_text(textwrap.fill(label, 24), size="small")
             axis.set_major_locator(MaxNLocator(4))
@@ -118,9 +119,13 @@ def lines(panels: Sequence[Panel], title: str = "") -> Figure:
                 right.plot(surface.a, surface.accuracy[0], style, color=ACCURACY, lw=1.6)
         for (place,) in panel.train.marks:
             left.axvline(place, color="0.7", lw=0.8, ls=":")
-        left.set_yscale("log")
+        if isinstance(norm, LogNorm):
+            left.set_yscale("log")
+            left.set_ylim(norm.vmin / 1.1, norm.vmax * 1.1)
+        else:
+            left.set_yscale("asinh")
+            left.set_ylim(*np.sinh(np.arcsinh([norm.vmin, norm.vmax]) + [-0.1, 0.1]))
         _plain(left, norm)
-        left.set_ylim(norm.vmin / 1.1, norm.vmax * 1.1)
         right.set_ylim(0, 105)
         left.set_xlabel(panel.axes[0])
         left.set_ylabel("Loss", color=LOSS)
@@ -132,21 +137,37 @@ def lines(panels: Sequence[Panel], title: str = "") -> Figure:
     return figure
 
 
-def _plain(axes: Axes, norm: LogNorm) -> None:
-    """Label a logarithmic vertical axis with plain numbers, between the powers of ten, too, where these are few."""
-    few = norm.vmax / norm.vmin < 1e3
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+def _plain(axes: Axes, norm: LogNorm | AsinhNorm) -> None:
+    """Label the vertical axis of losses with plain numbers, between the powers of ten, too, where these are few."""
+    if isinstance(norm, LogNorm):
+        few = norm.vmax / norm.vmin < 1e3
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axes.yaxis.set_major_locator(FixedLocator(_levels(norm)[::3]))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _loss_norm(panels: Sequence[Panel]) -> LogNorm:
+def _loss_norm(panels: Sequence[Panel]) -> LogNorm | AsinhNorm:
     """Return the scale that all losses share."""
     surfaces = [surface for panel in panels for surface in (panel.train, panel.test) if surface]
     losses = np.concatenate([surface.loss.ravel() for surface in surfaces])
-    losses = losses[np.isfinite(losses) & (losses > SMALLEST)]
+    losses = losses[np.isfinite(losses)]
+    if (losses < -SMALLEST).any():
+        return AsinhNorm(1.0, losses.min(), max(losses.max(), losses.min() + SMALLEST))
+    losses = losses[losses > SMALLEST]
     low, high = (losses.min(), losses.max()) if len(losses) else (SMALLEST, 1.0)
     return LogNorm(low, max(high, 1.01 * low))
+
+
+def _levels(norm: LogNorm | AsinhNorm) -> np.ndarray:
+    """Return the levels of the loss."""
+    if isinstance(norm, LogNorm):
+        return np.geomspace(norm.vmin, norm.vmax, LEVELS)
+    levels = np.sinh(np.linspace(*np.arcsinh([norm.vmin, norm.vmax]), LEVELS))
+    levels[[0, -1]] = norm.vmin, norm.vmax
+    return levels
 
 
 def _clipped(values: np.ndarray, norm: Normalize) -> np.ndarray:

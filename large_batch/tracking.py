@@ -49,12 +49,18 @@ def look(
     """Return the largest eigenvalues of `objective`, (n,) weights, where the model and its optimizer are."""
     objective.take_state(model)
     w = flat_weights(model)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of Keras' LossScaleOptimizer
     rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
     found = {"edge": edge(optimizer, rate), "preconditioned_edge": None, "preconditioned": None}
     if not np.isfinite(w).all():
         return Tracked(step, np.nan, None, **found)
     hessian = hessian_operator(objective, w, checked=False)
     if (p := preconditioner(optimizer)) is not None:
+        if len(p) != len(w):
+            raise UserError(
+                f"The optimizer is for {len(p):,} weights, and {len(w):,} are trained; compile the model again after "
+                "layers are frozen."
+            )
         root = aslinearoperator(diags_array(p**-0.5))
         found["preconditioned"] = _largest(root @ hessian @ root, [seed, step])
         found["preconditioned_edge"] = (2 + 2 * optimizer.beta_1) / ((1 - optimizer.beta_1) * rate)
@@ -64,8 +70,12 @@ def look(
 def _largest(operator: LinearOperator, seed: list[int]) -> float | None:
     try:
         return float(largest_eigenvalues(operator, 1, seed)[0][0])
-    except MachineError:  # where the loss is flat
+    except (MachineError, UserError):  # where the loss is flat, or has no second derivatives
         return None
+
+
+def _steps(optimizer: keras.optimizers.Optimizer) -> int:
+    return int(keras.ops.convert_to_numpy(optimizer.iterations))  # which a MirroredStrategy has on each device
 
 
 def edge(optimizer: keras.optimizers.Optimizer, rate: float) -> float:
@@ -83,7 +93,7 @@ def preconditioner(optimizer: keras.optimizers.Optimizer) -> np.ndarray | None:
 
     That of ADAM, in Keras' order of the weights, after its first step; None of others.
     """
-    steps = int(optimizer.iterations)
+    steps = _steps(optimizer)
     if not isinstance(optimizer, keras.optimizers.Adam) or optimizer.amsgrad or steps == 0:
         return None
     squares = np.concatenate([np.ravel(keras.ops.convert_to_numpy(v)) for v in optimizer._velocities])
@@ -98,7 +108,8 @@ class TrackEigenvalue(keras.callbacks.Callback):
     Args:
         objective: An `Objective` of the model that is trained, over as many samples as there is time for: a look takes
             about 20 Hessian-vector products, and with ADAM twice as many. These are not checked during training: if the
-            model has layers of your own, try `hessian_operator(objective, flat_weights(model))` once, which is.
+            model has layers of your own, or resizes images bilinearly (where TensorFlow stops second derivatives), try
+            `hessian_operator(objective, flat_weights(model))` once, which is.
         every: Steps from one look to the next.
         seed: Of the iterations' random start.
     """
@@ -119,6 +130,6 @@ class TrackEigenvalue(keras.callbacks.Callback):
         self._look_if_due()
 
     def _look_if_due(self) -> None:
-        step = int(self.model.optimizer.iterations)
+        step = _steps(self.model.optimizer)
         if not self.rows or step // self.every > self.rows[-1].step // self.every:
             self.rows.append(look(self.objective, self.model, self.model.optimizer, step, self.seed))

@@ -196,6 +196,48 @@ def test_reductions():
         assert len(objective._chunks) == (4 if reduction == "mean" else 1)
     with pytest.raises(UserError, match="must be one number"):
         Objective(model, x, y, loss=keras.losses.CategoricalCrossentropy(reduction="none"))
+    # Neither are these the mean over samples, which their reduction does not tell
+    masking = sequential(L.Embedding(17, 4, mask_zero=True), L.Dense(17, "softmax"), shape=(16,))
+    tokens, ignoring = X[:, 16:32].astype(int), keras.losses.SparseCategoricalCrossentropy(ignore_class=-1)
+    for case in (
+        (model, X, ONE_HOT, keras.losses.Dice()),
+        (model, X, np.where(Y < 4, -1, Y), ignoring),
+        (masking, tokens, tokens, "sparse_categorical_crossentropy"),
+    ):
+        network, x, y, loss = case
+        network.compile(loss=loss, metrics=["accuracy"])
+        expected = network.evaluate(x, y, batch_size=len(Y), verbose=0)
+        found = Objective(network, x, y, chunk=100).evaluate(flat_weights(network))
+        assert found.loss == pytest.approx(expected[0], rel=1e-5)
+        assert np.isnan(found.accuracy) or found.accuracy == pytest.approx(100 * expected[1], rel=1e-5)
+
+
+class Coder(keras.Model):
+    """An autoencoder that adds its loss itself, and may train in a step of its own."""
+
+    def __init__(self, adds):
+        super().__init__()
+        self.code, self.adds = L.Dense(64), adds
+
+    def call(self, x):
+        found = self.code(x)
+        if self.adds:
+            self.add_loss(tf.reduce_mean(tf.square(found - x)))
+        return found
+
+
+def test_compiled_without_a_loss():
+    model = Coder(adds=True)
+    model.compile("sgd")
+    model.fit(X, epochs=1, verbose=0)
+    objective = Objective(model, X, chunk=150)
+    assert objective.check()[1] == pytest.approx(model.evaluate(X, batch_size=len(X), verbose=0), rel=1e-5)
+    assert sharpness(objective, flat_weights(model), 1e-3).value > 0
+    model = Coder(adds=False)
+    model.compile("sgd")
+    with pytest.raises(UserError, match="Keras cannot take this loss of the model's outputs: No loss to compute"):
+        Objective(model, X, Y)
+    assert Objective(model, X, Y, outputs="logits").value(flat_weights(model)) > 0
 
 
 def test_half_precision_is_found_wherever_it_is():
@@ -230,6 +272,8 @@ def test_evident_mistakes():
         (logits, Y, {"loss": "mse", "outputs": "logits"}, "not both"),
         (logits, Y, {"loss": "nonsense"}, "nonsense"),
         (logits, ONE_HOT[:, :7], {"loss": "categorical_crossentropy"}, "Keras cannot take this loss"),
+        (logits, Y.tolist(), {}, "must be arrays with one row .*, and more: a list counts as several inputs"),
+        (sequential(L.Dense(10), shape=(63,)), Y, {}, "shape .64,.: Input .* is incompatible with the layer"),
     ):
         with pytest.raises(UserError, match=words):
             Objective(model, X, y, **settings)
@@ -253,6 +297,9 @@ def test_a_minimizer_carries_its_state(tmp_path):
     found = curvature(objective, a, 1e-3, RandomSubspace(objective.size, 2), eigenvalues=1, directions=2)
     assert found.sharpness.loss == pytest.approx(expected[0], rel=1e-5)
     np.testing.assert_array_equal(point_of(model).weights, b.weights)
+    # Keras leaves out, and says nothing of, what it does not look for
+    with pytest.raises(UserError, match="holds 32 numbers more than this"):
+        read_weights(scaled(L.Dense(8, "relu"), L.Dense(10, "softmax")), paths[0])
 
 
 def test_what_is_not_finite_has_no_accuracy():

@@ -10,6 +10,7 @@ from large_batch.hessian import TOLERANCE, hessian_operator, largest_eigenvalues
 from large_batch.layers import pixels
 from large_batch.objective import Objective
 from large_batch.sharpness_metric import curvature, half_widths, sharpness
+from large_batch.spectrum import hutchpp, spectral_density
 from large_batch.subspace import RandomSubspace
 
 RNG = np.random.default_rng(0)
@@ -124,6 +125,24 @@ def test_a_loss_without_curvature():
     assert project(operator, RandomSubspace(30, 3)).effective_dimensions is None
     with pytest.raises(MachineError, match="Lanczos iterations for 2 eigenvalues failed"):
         largest_eigenvalues(operator, 2)
+
+
+class Kink(Known):
+    """The sum of |x - c|: its slopes are constants, and those of the box's corners have no curvature."""
+
+    def value_and_gradient(self, w):
+        return float(np.abs(w - self.x).sum()), np.sign(w - self.x)
+
+
+def test_a_loss_of_pieces_that_are_flat_or_without_second_derivatives():
+    kink = Kink(np.zeros(30), np.zeros((30, 30)))
+    assert not np.any(hessian_operator(kink, np.ones(30)) @ np.ones(30)), "no stopped gradient"
+    kink.hessian = np.full((30, 30), np.nan)
+    with pytest.raises(UserError, match="A Hessian-vector product is not finite"):
+        hessian_operator(kink, np.ones(30))
+    for estimate in (spectral_density, hutchpp):
+        with pytest.raises(UserError, match="A Hessian-vector product is not finite"):
+            estimate(hessian_operator(kink, np.ones(30), checked=False), 3)
 
 
 @pytest.mark.parametrize("count", [0, 80])

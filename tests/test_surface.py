@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 
 from large_batch import surface, surface_figures
 from large_batch.errors import UserError
+from large_batch.functions import Point
 from large_batch.objective import Objective, flat_weights
 from large_batch.planes import Footing
 from large_batch.runner import path_point, state_between
@@ -73,6 +74,19 @@ def test_filter_normalisation_by_hand(network):
         by_layer[dense] / by_layer[dense][0, 0], arrays(direction)[dense] / arrays(direction)[dense][0, 0]
     )
     np.testing.assert_array_equal(normalised(direction, w, parts, "none", vectors=True), direction)
+
+
+def test_what_is_a_filter_and_what_a_bias():
+    """Of layers whose biases are no vectors, and whose kernels are no matrices."""
+    sequence = keras.Input((5, 6))
+    attended = keras.layers.MultiHeadAttention(2, 3)(sequence, sequence)
+    normalised = keras.layers.LayerNormalization(axis=(1, 2))(attended)
+    model = keras.Model(sequence, keras.layers.GRU(4)(normalised))
+    attention = [Part((6, 2, 3), (1, 2)), Part((2, 3), ())] * 3 + [Part((2, 3, 6), (2,)), Part((6,), ())]
+    gru = [Part((6, 12), (-1,)), Part((4, 12), (-1,)), Part((2, 12), ())]
+    assert layout(model) == [*attention, *[Part((5, 6), ())] * 2, *gru]
+    moved = random_plane(model, flat_weights(model), 1).directions[0] != 0
+    assert moved.sum() == 4 * 36 + 10 * 12, "the kernels"
 
 
 def test_rescaled_filters_are_drawn_alike():
@@ -203,6 +217,20 @@ def test_mistakes(network):
         principal([w, w + 1, w + 3])
     with pytest.raises(UserError, match="no normalisation 'Filter'; choose one of filter, layer, none"):
         random_plane(network, w, normalisation="Filter")
+    for points, words in (
+        ([Point(w, []), Point(w, [])], r"of a Point give its \.weights"),
+        ([w, w[1:]], "must be weights of one model"),
+        ([w, np.nan * w], "made of finite weights"),
+    ):
+        for plane in (through, principal):
+            with pytest.raises(UserError, match=words):
+                plane(points)
+    with pytest.raises(UserError, match="but none of 3"):
+        random_plane(network, w, 3)
+    with pytest.raises(UserError, match=r"No weight moves .*, since all that could are 0; let the biases"):
+        random_plane(network, 0 * w)
+    with pytest.raises(UserError, match="2 or more points each way, not 1"):
+        evaluate(None, through([w, w + 1]), points=1)
     with pytest.raises(UserError, match="The model has 6 trainable weights, the vector given has 5"):
         normalised(np.ones(5), np.ones(5), [Part((2, 3), (-1,))])
 
@@ -217,4 +245,14 @@ def test_figures_of_losses_that_are_no_numbers():
     without = Surface(found.a, found.b, values, np.full((2, 3), np.nan), found.marks, found.axis_values)
     assert len(surface_figures.contours([Panel("a regression", without)]).axes) == 2, "the loss and its scale"
     surface_figures.lines([Panel("line", line)]).draw_without_rendering()
+    # Densities have negative losses, which a logarithmic scale would leave out
+    below = Surface(found.a, found.b, values - 5, values, found.marks, found.axis_values)
+    line = Surface(line.a, line.b, values[1:] - 5, values[1:], line.marks, line.axis_values)
+    figure, drawn = surface_figures.contours([Panel("one", below)]), surface_figures.lines([Panel("line", line)])
+    assert figure.axes[-2].get_ylim() == pytest.approx((-5, -3)), "the scale of the losses"
+    assert drawn.axes[0].get_ylim()[0] < -5 < -3 < drawn.axes[0].get_ylim()[1]
+    height = surface_figures.views([Panel("one", below)])
+    for each in (figure, drawn, height):
+        each.draw_without_rendering()
+    assert height.axes[0].get_zlim() == pytest.approx((np.arcsinh(-5), np.arcsinh(-3)))
     assert surface.NORMALISATIONS[0] == "filter"

@@ -61,6 +61,8 @@ def test_both_eigenvalues_against_the_explicit_hessian(samples):
     expected = np.linalg.eigvalsh(root[:, None] * hessian * root)[-1]
     assert found.preconditioned == pytest.approx(expected, rel=2 * TOLERANCE)
     assert (found.edge, found.preconditioned_edge) == pytest.approx((2 / 0.01, 38 / 0.01), rel=1e-5)
+    scaled = keras.optimizers.LossScaleOptimizer(model.optimizer)
+    assert look(Objective(model, x, y), model, scaled, step=9) == found, "the optimizer within counts"
     model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
     assert look(Objective(model, x, y), model, model.optimizer, step=9).eigenvalue is None
 
