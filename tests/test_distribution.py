@@ -30,12 +30,14 @@ def test_every_sample_of_a_batch_counts_once_whatever_the_number_of_replicas(sam
 # A network that is smooth, since rounding may put an activation on the other side of a ReLU's kink.
 SMOOTH = """
 import network_zoo
+from large_batch import networks
 from large_batch.backend import keras
 from large_batch.networks import Network
 
 def hidden(parts):
     return [layer for _ in range(3) for layer in (*parts.dense(64)[:2], keras.layers.Activation("tanh"))]
 
+networks.NAMES += ("smooth",)
 network_zoo.NETWORKS["smooth"] = Network("smooth", network_zoo.classifier(hidden), "digits", (784,), 10)
 """
 
