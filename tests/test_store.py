@@ -220,7 +220,7 @@ def test_a_folder_in_place_of_a_file_is_set_aside(tmp_path, name):
     folder.seal("recipe.json", "minimizer")
     (folder.path / name).unlink()
     (folder.path / name).mkdir()
-    assert not folder.whole("minimizer")
+    assert not folder.whole("recipe.json", "minimizer")
     folder.tidy()
     assert (folder.path / f"{name}.damaged-1").is_dir()
 
