@@ -232,7 +232,7 @@ class Folder:
         else:
             reason = f"is of an unknown state, since {RECIPE if listed else SUMS} is missing or damaged"
             found = sorted(self.path.iterdir()) if self.path.is_dir() else ()
-            there = (path for path in found if path.is_file() or path.name == SUMS)
+            there = (path for path in found if path.is_file() or path.name in {SUMS, *sums})
             damaged = {path: reason for path in there if not re.search(r"\.damaged-\d+$", path.name)}
         if damaged and self.path.is_symlink():
             raise UserError(f"{self.path} leads to files that are no whole run; put a folder of its own in its place.")

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 import network_zoo  # noqa: E402
 from large_batch import datasets  # noqa: E402
 from large_batch.minimizers import Minimizers  # noqa: E402
-from large_batch.training import Recipe  # noqa: E402
+from large_batch.recipes import Recipe  # noqa: E402
 
 
 def child(recipe: Recipe, found: Minimizers, seconds: float | None) -> bool:

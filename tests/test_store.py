@@ -211,7 +211,7 @@ def test_a_folder_that_does_not_say_whose_it_is_is_set_aside(tmp_path, caplog):
     assert folder.sums() == {}
 
 
-@pytest.mark.parametrize("name", ["minimizer", "SHA256SUMS"])
+@pytest.mark.parametrize("name", ["minimizer", "recipe.json", "SHA256SUMS"])
 def test_a_folder_in_place_of_a_file_is_set_aside(tmp_path, name):
     folder = store.Folder(tmp_path / "run")
     folder.seal()
@@ -220,7 +220,7 @@ def test_a_folder_in_place_of_a_file_is_set_aside(tmp_path, name):
     folder.seal("recipe.json", "minimizer")
     (folder.path / name).unlink()
     (folder.path / name).mkdir()
-    assert not folder.whole("minimizer")
+    assert not folder.whole("recipe.json", "minimizer")
     folder.tidy()
     assert (folder.path / f"{name}.damaged-1").is_dir()
 
