@@ -292,7 +292,7 @@ class Minimizers:
 def _stored_history(recipe: Recipe, folder: store.Folder) -> list[Epoch]:
     with store.reading(folder.path):
         history = store.read_csv(folder.path / "history.csv", Epoch)
-        if len(history) > recipe.epochs or not recipe.ends(history):
+        if len(history) > recipe.epochs or not recipe.ends([row.train_loss for row in history]):
             raise ValueError(f"{len(history)} epochs in history.csv")
     return history
 

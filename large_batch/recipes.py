@@ -6,16 +6,13 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from large_batch import optimizers, remedies
 from large_batch.backend import keras
 from large_batch.datasets import DataSet
 from large_batch.errors import UserError
 from large_batch.networks import PRECISIONS, Network, Problem
-
-if TYPE_CHECKING:
-    from large_batch.training import Epoch
 
 PATIENCE, LEAST_GAIN = 10, 0.01  # epochs, and the relative improvement of the loss, of `converged`
 
@@ -126,9 +123,8 @@ class Recipe(Problem):
         """Return the recipe of this training's iterate after `epoch` epochs."""
         return dataclasses.replace(self, epochs=epoch)
 
-    def ends(self, history: Sequence[Epoch]) -> bool:
-        """Say whether a training with this history is at its end."""
-        losses = [row.train_loss for row in history]
+    def ends(self, losses: Sequence[float]) -> bool:
+        """Say whether a training whose epochs had these mean losses is at its end."""
         return len(losses) >= self.epochs or (self.until_converged and converged(losses))
 
     def check(self, data: DataSet) -> Recipe:

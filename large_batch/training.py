@@ -154,7 +154,7 @@ class TrainingLoop:
     @property
     def ended(self) -> bool:
         """Say whether the training is at its end."""
-        return self.recipe.ends(self.state.history)
+        return self.recipe.ends([row.train_loss for row in self.state.history])
 
     @property
     def between_epochs(self) -> bool:
