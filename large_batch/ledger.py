@@ -167,7 +167,8 @@ def _large_eigenvalues(entry: Entry, results: Sequence[Result], network: str) ->
 def _rescaled(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
     """The doubt holds where Metric 2.1 changes by more than a factor of 2 though the function does not."""
     for result in results:
-        rows = [row for row in result.rows if row.get("quantity") == "sharpness" and row.get("value")]
+        sharp = [row for row in result.rows if row.get("quantity") == "sharpness" and row.get("value")]
+        rows = [row for row in sharp if row.get("solver", "lbfgsb") == "lbfgsb"]
         values: dict[str, dict[str, float]] = {}
         for row in rows:
             values.setdefault(row["minimizer"], {})[row.get("rescale") or "1"] = float(row["value"])

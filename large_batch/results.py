@@ -17,7 +17,6 @@ USUAL = {  # settings under which numbers stand beside the paper's; scripts with
     "definition": "repository",
     "dataset": None,
     "precision": "float32",
-    "solver": "lbfgsb",
     "iterations": 10,
     "scale": 100.0,
     "manifold": "normal",
@@ -112,6 +111,7 @@ def trials(results: Sequence[Result], network: str, minimizer: str, quantity: st
     by_seed: dict[int, dict[int, list[float]]] = {}
     sources: dict[int, Result] = {}
     asked = {"minimizer": minimizer, "quantity": quantity, "warm_start_epochs": "", "rescale": "", **where}
+    asked |= {"solver": "lbfgsb"} if quantity == "sharpness" else {}
     asked = {name: f"{value}" for name, value in asked.items()}
     for result in results:
         part = quantity == "sharpness" and result.setting("sharpness_samples", 10**9) < 50_000
