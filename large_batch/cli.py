@@ -22,7 +22,7 @@ from typing import Any, get_args, get_type_hints
 
 from absl import flags
 
-from large_batch import __version__, datasets, networks, store
+from large_batch import __version__, datasets, named, networks, store
 from large_batch.errors import SIGNALS, Interrupted, MachineError, UserError, no_such, signals_raised
 
 FLAGS = flags.FLAGS
@@ -134,6 +134,9 @@ class Settings:
             networks.check_name(name, networks.NAMES)
         if self.dataset:
             datasets.check_name(self.dataset)
+        named.check_name(self.optimizer, named.OPTIMIZERS, "optimizer")
+        for remedy in named.split(self.remedy) if self.remedy else ():
+            named.check_name(remedy, named.REMEDIES, "remedy")
         for part in dataclasses.fields(self):
             path = getattr(self, part.name)
             if part.metadata["word"] is file_word and path and not os.path.isfile(path):

@@ -5,12 +5,16 @@ Each name stands for a frozen data class whose fields are numbers, declared by `
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from large_batch.errors import UserError, no_such
 
 Kind = TypeVar("Kind")
+
+# What there is, known before TensorFlow starts
+OPTIMIZERS = ("adam", "adagrad", "sgd", "adaqn")
+REMEDIES = ("augment", "conservative", "adversarial", "stability", "sam", "asam")
 
 
 def number(default: float, least: float = 0.0, most: float = math.inf) -> Any:
@@ -32,14 +36,19 @@ def split(text: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
+def check_name(text: str, names: Iterable[str], what: str) -> None:
+    """Raise `UserError` unless a text begins with one of the names of `what` there is."""
+    if (name := text.strip().partition(":")[0]) not in names:
+        raise no_such(what, name, names)
+
+
 def make(text: str, kinds: Mapping[str, type[Kind]], what: str) -> Kind:
     """Return what a text chooses among the kinds; `what` they are is for the message.
 
     Raises `UserError` for a name, a setting or a value that does not exist.
     """
+    check_name(text, kinds, what)
     name, _, settings = text.strip().partition(":")
-    if name not in kinds:
-        raise no_such(what, name, kinds)
     fields = {field.name: field for field in dataclasses.fields(kinds[name])}
     values: dict[str, float] = {}
     for setting in settings.split(",") if settings else ():

@@ -314,6 +314,8 @@ def test_help_comes_without_tensorflow_and_in_groups(script, flags):
         ("--version", 0, f"{__version__}\n"),
         ("-n c1", 2, "no network 'c1' (did you mean C1?)"),
         ("-n F1 --dataset cifar-10", 2, "no data set 'cifar-10' (did you mean cifar10?)"),
+        ("-n F1 --remedy sam,augmnt:angle=3", 2, "no remedy 'augmnt' (did you mean augment?)"),
+        ("-n F1 --optimizer addam", 2, "no optimizer 'addam' (did you mean adam?)"),
         ("-n F1 --weights nowhere.weights.h5", 2, "no weights file nowhere.weights.h5"),
     ],
 )

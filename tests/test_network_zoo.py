@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 import network_zoo
-from large_batch import networks
+from large_batch import named, networks, optimizers, remedies
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 from large_batch.layers import Dropout, pixels
@@ -39,6 +39,7 @@ def test_the_table_that_is_printed_tells_the_trainable_weights(monkeypatch, caps
     out, err = capsys.readouterr()
     assert err == ""
     assert tuple(network_zoo.NETWORKS) == networks.NAMES, "as they are known before TensorFlow starts"
+    assert (tuple(optimizers.OPTIMIZERS), tuple(remedies.REMEDIES)) == (named.OPTIMIZERS, named.REMEDIES)
     for name, counts in TRAINABLE.items():
         (line,) = [line for line in out.splitlines() if line.startswith(name)]
         assert line.split()[-2:] == [f"{count:,}" if count else "-" for count in counts]
