@@ -41,6 +41,8 @@ COMMANDS = (
     "edge_of_stability.py -n F1 --epochs 10 --track eigenvalue:235:500,eigenvalue:5:500",
     # F1: remedies and other optimizers
     "paper_tables.py -n F1 --trials 2 --epochs 50 --tables 7,robust,optimizers",
+    "plot_parametric_plot.py -n F1 --epochs 10 --remedy conservative",
+    "plot_parametric_plot.py -n F1 --epochs 10 --remedy conservative:fresh=1",
     # C1, the same as F1 with one seed
     "training_curves.py -n C1 --sharpness_samples 5000",
     "plot_parametric_plot.py -n C1",
@@ -70,6 +72,7 @@ COMMANDS = (
     # The reproduction's systems
     "plot_parametric_plot.py -n VGG11 --epochs 5",
     "finetune.py --weights none --epochs 10 --batch_sizes 32,256,1024",
+    "plot_parametric_plot.py -n MobileNetV2 --epochs 10 --statistics interpolate,batch,recalibrate",
 )
 
 
