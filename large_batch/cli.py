@@ -24,6 +24,7 @@ from absl import flags
 
 from large_batch import __version__, datasets, named, networks, store
 from large_batch.errors import SIGNALS, Interrupted, MachineError, UserError, no_such, signals_raised
+from large_batch.files import erased
 
 FLAGS = flags.FLAGS
 LAST_GROUPS = ("Machines", "Folders", "Help")
@@ -350,11 +351,6 @@ def _mend_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "w"))
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def erased() -> str:
-    """Return what erases the line of a terminal that says how far the work is; nothing elsewhere."""
-    return "\r\033[K" if sys.stderr.isatty() else ""
 
 
 def _exit(code: int, message: str) -> None:

@@ -181,7 +181,9 @@ class Experiment:
     def run(self, recipes: Sequence[Recipe], asked: Sequence[Item]) -> dict[Item, Measured] | None:
         """Return what `Runner.run` does; None where another process reports the results."""
         ends = (end for _, place in asked for end in place.ends)
-        self._take_shipped([*recipes, *(end for end in ends if isinstance(end, Recipe))])
+        if not self.settings.retrain:
+            needed = [*recipes, *(end for end in ends if isinstance(end, Recipe))]
+            shipped.take(self.minimizers, dict.fromkeys(needed))
         try:
             found = self.runner.run(recipes, asked)
         except BusyError as error:
@@ -211,7 +213,6 @@ class Experiment:
             UserError: Where one of `tested` was trained without a test history.
         """
         settings, recipes = self.settings, list(dict.fromkeys(recipe for group in regimes.values() for recipe in group))
-        self._take_shipped(recipes)
         for recipe in () if settings.retrain else tested:
             self.minimizers.check_tested(recipe)
         box = {"solver": "lbfgsb", "iterations": settings.iterations, "samples": self.sharpness_samples}
@@ -234,10 +235,6 @@ class Experiment:
             return Solution(minimizer, recipe, at.provenance, digest, at.distance, first, others)
 
         return {regime: [solution(regime, recipe) for recipe in group] for regime, group in regimes.items()}
-
-    def _take_shipped(self, recipes: Sequence[Recipe]) -> None:
-        if not self.settings.retrain:
-            shipped.take(self.minimizers, dict.fromkeys(recipes))
 
     def origin_of(self, end: Recipe | str) -> Origin:
         """Return where a stored minimizer, or one in a file, came from."""

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,11 @@ FOREIGN_SECONDS = 86_400  # in which any file is written
 
 log = logging.getLogger("large_batch_training")  # what a user should know and no result tells
 _held: dict[Path, os.stat_result] = {}  # what this process has locked, and the file that it locked for it
+
+
+def erased() -> str:
+    """Return what erases the line of a terminal that says how far the work is; nothing elsewhere."""
+    return "\r\033[K" if sys.stderr.isatty() else ""
 
 
 def shortened(text: str, most: int) -> str:

@@ -23,6 +23,7 @@ class Objectives:
         self._prepare = layers.preparation(data)
         self._statistics = STATISTICS[0]
         self._made: dict[tuple[str, str, int], Objective | Recalibrated] = {}
+        self._checked: list[Objective | Recalibrated] = []
 
     @property
     def size(self) -> int:
@@ -70,6 +71,13 @@ class Objectives:
         for objective in self._made.values():
             if isinstance(objective, Objective):
                 objective.take_state(objective.model)
+
+    def unchecked(self, objective: Objective | Recalibrated) -> bool:
+        """Say, the first time only, that an objective's Hessian-vector products are to be checked: that they are right
+        depends on its layers, not on the weights."""
+        new = objective not in self._checked
+        self._checked += [objective] * new
+        return new
 
     def rescaled(self, w: np.ndarray, state: list[np.ndarray], factor: float) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return weights and state of the same function (`layers.rescaled`), the given ones for a factor of 1."""

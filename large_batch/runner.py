@@ -17,8 +17,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from large_batch import cli, distribution, measurements, planes, store
+from large_batch import distribution, measurements, planes, store
 from large_batch.errors import BusyError
+from large_batch.files import erased
 from large_batch.measurements import Measured, Request, SharpnessRequest
 from large_batch.minimizers import Minimizers
 from large_batch.models import digest
@@ -27,7 +28,7 @@ from large_batch.planes import Footing, Span, SurfaceRequest
 from large_batch.recipes import Recipe
 from large_batch.scalars import Scalars
 from large_batch.subspace import RandomSubspace
-from large_batch.training import Epoch
+from large_batch.training import Epoch, StepMemory
 
 LOG_SECONDS = 30  # between two lines in a log file
 SURE_SECONDS = 5  # of work, after which it is said how long the rest will take
@@ -162,13 +163,13 @@ class Progress:
         room = columns - len(f"{head}:  {note}")
         label = label if len(label) <= room else f"{label[: max(room - 3, 0)]}..."
         line = f"{head}: {label} {note}"[:columns]
-        print(f"{cli.erased()}{line}", end="" if terminal else "\n", file=sys.stderr, flush=True)
+        print(f"{erased()}{line}", end="" if terminal else "\n", file=sys.stderr, flush=True)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        print(cli.erased(), end="", file=sys.stderr, flush=True)
+        print(erased(), end="", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -229,11 +230,12 @@ class Runner:
         resumed = sum(to_train[longest] < last.epochs * train for longest, last in missing.items())
         done = self.stored(asked)
         costs = {item: 0 if item in done else item[0].cost(train, test) for item in asked}
+        steps = [self.minimizers.memory(longest) for longest in missing]
         if self.minimizers.replicas.chief:
             work = f"{len(trainings)} trainings ({len(trainings) - len(missing)} stored, {resumed} resumed)"
-            self._say_plan(f"{work}, {len(asked)} measurements ({len(done)} stored)", trainings, missing, costs)
-        for longest in missing:
-            self.minimizers.memory(longest).check()
+            self._say_plan(f"{work}, {len(asked)} measurements ({len(done)} stored)", trainings, steps, costs)
+        for step in steps:
+            step.check()
 
         with Progress(3 * sum(to_train.values()) + sum(costs.values())) as progress:
 
@@ -268,7 +270,7 @@ class Runner:
     def _run_name(self, recipe: Recipe) -> str:
         return self.minimizers.folder(recipe).path.name
 
-    def _say_plan(self, work: str, trainings: Iterable[Recipe], missing: Iterable[Recipe], costs: dict) -> None:
+    def _say_plan(self, work: str, trainings: Iterable[Recipe], steps: list[StepMemory], costs: dict) -> None:
         """Print what will be done, with what, and where it is kept."""
         device = self.origin.device
         if device == "CPU":
@@ -276,7 +278,7 @@ class Runner:
         if (replicas := self.minimizers.replicas.count) > 1:
             device = f"{replicas} replicas: {device}"
         sizes = sorted({size for recipe in trainings for size in recipe.batch_sizes})
-        needed = [self.minimizers.memory(recipe).bytes for recipe in missing]
+        needed = [step.bytes for step in steps]
         needed += [self.objectives.gradient_bytes] if any(costs.values()) else []
         print(f"Device:   {device}")
         if sizes:

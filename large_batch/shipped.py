@@ -22,10 +22,10 @@ def take(minimizers: Minimizers, recipes: Iterable[Recipe], shipped: Path = HERE
     replicas = minimizers.replicas
     for recipe in recipes:
         theirs, ours = Folder(store.folder(shipped, recipe)), minimizers.folder(recipe)
-        if not theirs.whole(*KEPT):
+        if not replicas.broadcast(theirs.whole(*KEPT) and not ours.path.exists()):
             continue
         with replicas.lock(ours.path):
-            if replicas.chief and not ours.sums() and not ours.path.exists():
+            if replicas.chief and not ours.path.exists():  # nobody was faster
                 _copy(minimizers, recipe, theirs, ours)
             replicas.barrier()
 

@@ -84,7 +84,7 @@ class HessianRequest(Request):
         def passed(passes: int, note: str) -> None:
             report(passes * objective.samples, note)
 
-        whole = hessian.hessian_operator(objective, w, passed, checked=not self.layer)
+        whole = hessian.hessian_operator(objective, w, passed, checked=objectives.unchecked(objective))
         return spectrum.block(whole, objectives.parts[self.layer]) if self.layer else whole
 
 
