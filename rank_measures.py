@@ -1,13 +1,14 @@
 """Which measure of sharpness predicts the generalisation gap? Rank correlations over a sweep of trainings.
 
-Trains a network in batches of several sizes, for several numbers of epochs and from several seeds, or reuses what is
-trained, measures each minimizer by several measures, and prints Kendall's tau of each with the generalisation gap
-(training less test accuracy), with a bootstrap interval, as Jiang et al. (2020) and Andriushchenko et al. (2023) do:
-over all minimizers, and over groups that differ in one setting only. Trainings and measurements are kept and reused,
-and several processes with one --run_dir share the work.
+Trains a network in batches of several sizes, for several numbers of epochs, with several remedies and from several
+seeds, or reuses what is trained, measures each minimizer by several measures, and prints Kendall's tau of each with the
+generalisation gap (training less test accuracy), with a bootstrap interval, as Jiang et al. (2020) and Andriushchenko
+et al. (2023) do: over all minimizers, and over groups that differ in one setting only. Trainings and measurements are
+kept and reused, and several processes with one --run_dir share the work.
 
     python rank_measures.py -n F1 --batch_sizes=256,1024,6000 --at=20,50,100 --trials=3
     python rank_measures.py -n F1 --batch_sizes=256,6000 --measure=keskar,trace --curvature_samples=1000
+    python rank_measures.py -n F1 --batch_sizes=6000 --remedies=none,conservative,sam,asam:radius=0.5
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from large_batch import cli
+from large_batch import cli, named
 from large_batch.cli import setting
 from large_batch.sharpness_metric import MEASURES
 from large_batch.spectrum import HESSIAN_MEASURES
@@ -38,11 +39,25 @@ class Settings(cli.TrialSettings):
     at: tuple[int, ...] | None = setting(
         None, "Epochs whose iterates are measured, with commas; default: the last.", cli.list_word("at"), whole=True
     )
+    remedies: str = setting(
+        "none", "Remedies, each in trainings of its own, with commas, as in none,sam:radius=0.1.", cli.named_word
+    )
     measure: tuple[str, ...] = setting(ALL, "Measures, with commas.", cli.list_word(""), choices=ALL)
     curvature_samples: int = setting(
         10_000, "Training samples that the Hessian is taken over.", "hessian{}", "Spectrum", least=1
     )
     products: int = setting(60, "Products of the estimate of a trace.", "products{}", "Spectrum", least=3, most=10**6)
+
+    def check(self) -> None:
+        """Raise `UserError` for remedies that do not exist."""
+        super().check()
+        for remedy in named.split(self.remedies):
+            named.check_name(remedy, ("none", *named.REMEDIES), "remedy")
+
+    def remedied(self) -> dict[str, tuple[str, ...]]:
+        """Return the remedies of the trainings with each of --remedies, --remedy among them."""
+        always = named.split(self.remedy) if self.remedy else ()
+        return {one: always if one == "none" else (*always, one) for one in named.split(self.remedies)}
 
     def resolve(self, network: Any, samples: int) -> Settings:
         """Put lists in order, each value once, and keep to the samples there are."""
@@ -86,22 +101,28 @@ def main(settings: Settings) -> None:
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)
     settings = experiment.settings
-    longest = [(size, seed) for size in settings.batch_sizes for seed in settings.seeds]
-    recipes = [experiment.recipe(size, seed, epochs) for size, seed in longest for epochs in settings.at]
+    recipes = {
+        experiment.recipe(size, seed, epochs, remedies=remedies): remedy
+        for remedy, remedies in settings.remedied().items()
+        for size in settings.batch_sizes
+        for seed in settings.seeds
+        for epochs in settings.at
+    }
     evaluation, measures = experiment.request(EvaluationRequest), requests(experiment)
     asked = [(request, Place(recipe)) for recipe in recipes for request in (evaluation, *measures.values())]
     # Run
     found = experiment.run([], asked)
     if found is None:
         return
-    rows = []
-    for recipe in recipes:
+    trainings, rows = [], []
+    for recipe, remedy in recipes.items():
         at, place = found[evaluation, Place(recipe)].result, Place(recipe)
-        row = {"batch_size": recipe.batch_size, "epochs": recipe.epochs, "seed": recipe.seed}
-        row["gap"] = at.train_accuracy - at.test_accuracy
-        rows.append(row | {name: found[request, place].result.value for name, request in measures.items()})
+        training = {"batch_size": recipe.batch_size, "epochs": recipe.epochs, "seed": recipe.seed, "remedy": remedy}
+        values = {name: found[request, place].result.value for name, request in measures.items()}
+        trainings.append(training)
+        rows.append(training | {"gap": at.train_accuracy - at.test_accuracy} | values)
     # Table and figure
-    trainings, gaps = [dict(list(row.items())[:3]) for row in rows], [row["gap"] for row in rows]
+    gaps = [row["gap"] for row in rows]
     ranks = {name: rank_correlation([row[name] for row in rows], gaps, trainings) for name in measures}
     title = experiment.title("Measures of sharpness and the generalisation gap")
     print(f"\n{title}\n{tables.rank_table(ranks)}")

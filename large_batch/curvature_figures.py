@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -83,18 +85,21 @@ def edge_of_stability(tracked: dict[str, list[Tracked]], steps: dict[str, int], 
 def measures_and_gap(rows: list[dict], ranks: dict[str, RankCorrelation], title: str) -> Figure:
     """Draw the generalisation gap (percent points) against each measure, a panel and its rank correlation for each.
 
-    `rows` are the minimizers, with `gap`, `batch_size` and the measures; colour and marker say the batch size.
+    `rows` are the minimizers, with `gap`, `batch_size`, `remedy` and the measures; the colour says the batch size, the
+    marker the remedy.
     """
     columns = min(3, len(ranks))
     lines = -(-len(ranks) // columns)
     figure = Figure(figsize=(1 + 3.2 * columns, 1.2 + 2.8 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
-    sizes = sorted({row["batch_size"] for row in rows})
+    sizes, remedies = (list(dict.fromkeys(row[name] for row in rows)) for name in ("batch_size", "remedy"))
     for axes, (measure, rank) in zip(panels, ranks.items(), strict=False):
-        for number, size in enumerate(sizes):
-            group = [row for row in rows if row["batch_size"] == size and row[measure] is not None]
-            style = {"color": COLORS[number % len(COLORS)], "marker": "osD^vP"[number % 6], "ls": "", "ms": 5}
-            axes.plot([row[measure] for row in group], [row["gap"] for row in group], label=f"{size:,}", **style)
+        for (i, size), (j, remedy) in product(enumerate(sizes), enumerate(remedies)):
+            group = [row for row in rows if (row["batch_size"], row["remedy"]) == (size, remedy)]
+            group = [row for row in group if row[measure] is not None]
+            style = {"color": COLORS[i % len(COLORS)], "marker": "osD^vP*X"[j % 8], "ls": "", "ms": 5}
+            label = f"{size:,}" if remedy == "none" else f"{size:,}, {remedy}"
+            axes.plot([row[measure] for row in group], [row["gap"] for row in group], label=label, **style)
         known = [row[measure] for row in rows if row[measure] is not None]
         if known and 0 < 10 * min(known) < max(known):
             axes.set_xscale("log")

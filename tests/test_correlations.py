@@ -1,4 +1,5 @@
 import csv
+from itertools import product
 
 import numpy as np
 import pytest
@@ -57,12 +58,18 @@ def test_what_cannot_be_told():
 def test_measures_of_a_sweep(run_script, tmp_path):
     folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "result", "figure")]
     sweep = "--epochs=2", "--batch_sizes=750,1500", "--at=1,2", "--iterations=2", "--curvature_samples=100"
+    sweep += ("--remedies=none,sam:radius=0.2",)
     done = run_script("rank_measures.py", "-n", NAME, *folders, *sweep, "--measure=keskar,ball,trace,eigenvalue")
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "result").glob("small-measures-*.csv")
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["batch_size"], row["epochs"]) for row in rows] == [(b, e) for b in ("750", "1500") for e in ("1", "2")]
+    trainings = [(row["remedy"], row["batch_size"], row["epochs"]) for row in rows]
+    assert trainings == list(product(("none", "sam:radius=0.2"), ("750", "1500"), ("1", "2")))
+    assert len({row["keskar"] for row in rows}) == 8, "each is of a training of its own"
     taus = kendalltau([float(row["eigenvalue"]) for row in rows], [float(row["gap"]) for row in rows])
     assert f"{taus.statistic:+.2f} (" in done.stdout
     assert len(list((tmp_path / "figure").iterdir())) == 2
+    mistaken = run_script("rank_measures.py", "-n", NAME, *folders, "--remedies=none,smash")
+    assert mistaken.returncode == 2
+    assert "There is no remedy 'smash'" in mistaken.stderr
