@@ -1,6 +1,7 @@
 """The reproduction on one page: every claim and every table beside ours, every figure, and how each number was made.
 
-Reads results/ and Figures/ only and writes REPORT.md and Figures/report.html, which needs no other file.
+Reads results/ and Figures/ only. Writes REPORT.md, Figures/report.html, which needs no other file, and the verdicts in
+README.md, between the comments there.
 
     python report.py
 """
@@ -17,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from large_batch import cli, files, ledger, paper
+from large_batch import cli, files, paper
 from large_batch.cli import setting
-from large_batch.ledger import NOT_RUN, Line
+from large_batch.ledger import WHY_NOT, Line, ledger
 from large_batch.results import Result, read
 
 NETWORKS = ("F1", "F2", "C1", "C2", "C3", "C4", "VGG11", "MobileNetV2")
 TITLE = "Large-batch training and sharp minima: the reproduction"
+SHORT = re.compile(r"(<!-- made by report.py -->).*?(<!-- end -->)", re.DOTALL)
 STYLE = """
 :root { color-scheme: light dark; --edge: #8886; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: auto; padding: 1rem; overflow-wrap: break-word; }
@@ -32,6 +34,13 @@ th, td { border: 1px solid var(--edge); padding: 0.3rem 0.6rem; text-align: left
 th { background: var(--soft); }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 code { background: var(--soft); border-radius: 3px; padding: 0 0.2rem; }
+@media (max-width: 40rem) {
+  thead { display: none; }
+  tr, td { display: block; border: 0; }
+  tr { border: 1px solid var(--edge); margin-bottom: 0.6rem; }
+  td:empty { display: none; }
+  td::before { content: attr(data-label) ": "; opacity: 0.7; }
+}
 """
 
 
@@ -42,6 +51,7 @@ class Settings:
     result_dir: str = setting("results", "Where the numbers are.", group="Folders")
     figure_dir: str = setting("Figures", "Where the figures are, and the page goes.", group="Folders")
     report: str = setting("REPORT.md", "Where the text goes.", group="Folders")
+    readme: str = setting("README.md", "Where the verdicts in short go, if it is there.", group="Folders")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -51,18 +61,30 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def claims(lines: Sequence[Line]) -> str:
-    """Return the ledger: claims with a result first say what it is, networks without one share a line."""
-    rows = [["claim", "where", "network", "published", "ours", "verdict", "from"]]
-    for claim in dict.fromkeys((line.claim, line.source) for line in lines):
-        own = [line for line in lines if (line.claim, line.source) == claim]
-        for line in own:
-            if line.result:
-                link = f"[{line.result.command}](#{anchor(line.result)})"
-                rows.append([*claim, line.network, line.published, line.found, f"**{line.verdict}**", link])
-        missing = [line.network for line in own if not line.result]
-        if missing:
-            rows.append([*claim, ", ".join(missing), "", "", NOT_RUN, ""])
-    return table(rows)
+    """Return the ledger: what has a result, and then what has none, and why."""
+    rows, missing = [["claim", "network", "verdict", "ours", "published", "from"]], {}
+    for line in lines:
+        claim = f"{line.claim} ({line.source})"
+        if line.result:
+            link = f"[{line.result.command}](#{anchor(line.result)})"
+            rows.append([claim, line.network, f"**{line.verdict}**", line.found, line.published, link])
+        else:
+            missing.setdefault(claim, []).append(line.network)
+    reasons = [f"{network}: {why}" for network, why in WHY_NOT.items()]
+    heading = f"### Not run\n\nThe others wait for their hours of computing ({'; '.join(reasons)})."
+    unknown = [["claim", "networks"], *([claim, ", ".join(networks)] for claim, networks in missing.items())]
+    return "\n\n".join([table(rows), heading, table(unknown)])
+
+
+def in_short(lines: Sequence[Line]) -> str:
+    """Return the verdicts alone, a column for each network with any."""
+    networks = list(dict.fromkeys(line.network for line in lines if line.result))
+    verdicts: dict[str, dict[str, list[str]]] = {}
+    for line in (line for line in lines if line.result):
+        of = verdicts.setdefault(f"{line.claim} ({line.source})", {}).setdefault(line.network, [])
+        of += [word] if (word := line.verdict.partition(":")[0]) not in of else []
+    rows = [[claim, *("; ".join(of.get(name, ["-"])) for name in networks)] for claim, of in verdicts.items()]
+    return table([["claim", *networks], *rows])
 
 
 def anchor(result: Result) -> str:
@@ -81,7 +103,7 @@ def tables(results: Sequence[Result]) -> str:
             rows = [["minimizer", "quantity", "space", "epsilon", "ours", "paper", "verdict"]]
             for row in (row for row in result.content["rows"] if row["table"] == name):
                 known = [value for value in row["values"] if value is not None]
-                spreads = [str(paper.Spread.of(known)) if known else "-"]
+                spreads = [paper.Spread.of(known).rounded() if known else "-"]
                 spreads.append(str(paper.Spread(**row["paper"])) if row["paper"] else "-")
                 place = [
                     row["minimizer"],
@@ -124,14 +146,13 @@ def origins(results: Sequence[Result]) -> str:
     return "\n\n".join(parts)
 
 
-def text(results: Sequence[Result], report: Path) -> str:
+def text(results: Sequence[Result], lines: Sequence[Line], report: Path) -> str:
     """Return the report in Markdown."""
-    current = [result for result in results if "environment" in result.content["provenance"]]
     sections = {
-        "Claims": claims(ledger.ledger(current, NETWORKS)),
-        "Tables": tables(current),
-        "Figures": figures(current, report),
-        "How each number was made": origins(current),
+        "Claims": claims(lines),
+        "Tables": tables(results),
+        "Figures": figures(results, report),
+        "How each number was made": origins(results),
     }
     start = (
         f"# {TITLE}\n\nMade by `python report.py` from `results/`. The commands print the rules of the verdicts. SB "
@@ -150,17 +171,28 @@ def page(markdown_text: str, report: Path) -> str:
         data = base64.b64encode((report.parent / match[1]).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
 
+    def labelled(match: re.Match) -> str:
+        """Give each cell its column's name, which narrow screens show."""
+        names = iter(re.findall(r"<th>(.*?)</th>", match[0]) * match[0].count("<tr>"))
+        return re.sub("<td>", lambda _: f'<td data-label="{next(names)}">', match[0])
+
     body = re.sub(r'src="([^":]+\.png)"', embedded, body)
+    body = re.sub("<table>.*?</table>", labelled, body, flags=re.DOTALL)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{TITLE}</title><style>{STYLE}</style>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
 def main(settings: Settings) -> None:
-    """Read the results and write the text and the page."""
-    report, folder = Path(settings.report), Path(settings.figure_dir)
-    markdown_text = text(read(Path(settings.result_dir), folder), report)
+    """Read the results and write the text, the page and the verdicts in short."""
+    report, folder, readme = Path(settings.report), Path(settings.figure_dir), Path(settings.readme)
+    results = read(Path(settings.result_dir), folder)
+    lines = ledger(results, NETWORKS)
+    markdown_text = text(results, lines, report)
     pages = {report: markdown_text.encode(), folder / "report.html": page(markdown_text, report).encode()}
+    if readme.exists():
+        verdicts = SHORT.sub(lambda match: f"{match[1]}\n{in_short(lines)}\n{match[2]}", readme.read_text())
+        pages[readme] = verdicts.encode()
     files.write_all(pages)
     print(*pages, sep="\n")
 

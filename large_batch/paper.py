@@ -29,6 +29,10 @@ class Spread:
     def __str__(self) -> str:
         return f"{self.mean:.5g}" + ("" if self.deviation is None else f" ± {self.deviation:.4g}")
 
+    def rounded(self) -> str:
+        """Return it in as many digits as trials can tell."""
+        return f"{self.mean:.4g}" + ("" if self.deviation is None else f" ± {self.deviation:.2g}")
+
 
 @dataclass(frozen=True)
 class Accuracy:

@@ -23,6 +23,8 @@ USUAL = {  # settings under which numbers stand beside the paper's; scripts with
     "dimension": 100,
     "remedy": (),
     "optimizer": "adam",
+    "efficiency": 0.2,
+    "accuracy": None,
 }
 
 
@@ -79,6 +81,8 @@ def read(results: Path, figures: Path) -> list[Result]:
         content = json.loads(path.read_text())
         if not {"provenance", "problem", "settings"} <= content.keys():
             continue  # a benchmark
+        if "environment" not in content["provenance"]:
+            continue  # from before version 0.2.0, in which C1's pooling changed
         table = path.with_suffix(".csv")
         rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
         drawn = [figures / f"{path.stem}{suffix}.png" for suffix in ("", "-sharpness")]
@@ -95,7 +99,7 @@ class Trials:
     result: Result
 
     def __str__(self) -> str:
-        return str(paper.Spread.of(self.values))
+        return paper.Spread.of(self.values).rounded()
 
 
 def trials(results: Sequence[Result], network: str, minimizer: str, quantity: str, **where: Any) -> Trials | None:

@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +80,32 @@ def test_the_ledger_on_curvature_rescaling_and_the_reproductions_networks(tmp_pa
         assert [line.verdict for line in lines] == [claims.CONTRADICTED if network == "VGG11" else claims.OPEN]
 
 
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ((0.1, 0.2), claims.HOLDS),
+        ((0.3, 0.4), claims.CONTRADICTED),
+        ((0.1, 0.3), f"{claims.OPEN}: not in all trials"),
+        ((), ledger.NOT_RUN),
+    ],
+)
+def test_the_ledger_on_when_large_batches_pay(tmp_path, ratios, verdict):
+    found = [{"ratio": ratio} for ratio in ratios]
+    planted(tmp_path, "a", "performance_model.py -n F1", largest_ratio=0.21, found=found)
+    assert verdicts(tmp_path)["Appendix C", ""] == verdict
+
+
+def test_the_verdicts_in_short():
+    def line(claim, network, verdict, result=True):
+        return ledger.Line(claim, "Table 1", network, "", "", verdict, result or None)
+
+    lines = [line("a", "F1", claims.HOLDS), line("a", "F1", f"{claims.OPEN}: why"), line("b", "C1", claims.HOLDS)]
+    lines += [line("c", "C2", ledger.NOT_RUN, result=False), line("a", "F1", claims.HOLDS)]
+    rows = report.in_short(lines).splitlines()
+    assert rows[0] == "| claim | F1 | C1 |"
+    assert rows[2:] == ["| a (Table 1) | holds; no verdict | - |", "| b (Table 1) | - | holds |"]
+
+
 def test_numbers_of_other_settings_do_not_stand_beside_the_papers(tmp_path):
     rows = accuracies("SB", [98.0, 98.1]) + accuracies("LB", [97.0, 97.1])
     planted(tmp_path, "a", "paper_tables.py -n F1", rows)
@@ -90,11 +115,12 @@ def test_numbers_of_other_settings_do_not_stand_beside_the_papers(tmp_path):
         assert verdicts(tmp_path)["Table 2", ""] == ledger.NOT_RUN
 
 
-def test_the_committed_report_is_that_of_the_committed_results(tmp_path):
-    for folder in ("results", "Figures"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    text = report.text(read(ROOT / "results", ROOT / "Figures"), ROOT / "REPORT.md")
+def test_the_committed_report_is_that_of_the_committed_results():
+    results = read(ROOT / "results", ROOT / "Figures")
+    lines = ledger.ledger(results, report.NETWORKS)
+    text = report.text(results, lines, ROOT / "REPORT.md")
     assert text.replace(f"{ROOT}/", "") == (ROOT / "REPORT.md").read_text()
+    assert f"\n{report.in_short(lines)}\n" in (ROOT / "README.md").read_text()
     html = report.page((ROOT / "REPORT.md").read_text(), ROOT / "REPORT.md")
     sources = re.findall(r'<img[^>]*alt="([^"]+)"[^>]*src="([^"]+)"', html)
     assert sources
