@@ -62,7 +62,8 @@ def measure(folder: Path, with_epoch: bool) -> dict:
 
         batch, network = network_zoo.get("F2").large_batch(len(data.x_train)), network_zoo.get("F2")
         recipe, began = recipe_of("F2", data, batch), time.perf_counter()
-        found |= {"batch_size": batch, "loss": Minimizers(network, data, folder / "runs").train(recipe).train_loss}
+        trained = Minimizers(network, data, folder / "runs").train(recipe)
+        found |= {"batch_size": batch, "loss": trained.history[-1].train_loss}
         found |= {"epoch_seconds": time.perf_counter() - began, "epoch_peak_gib": peak_gib()}
         seconds, peak = found["epoch_seconds"], found["epoch_peak_gib"]
         print(f"an epoch of batches of {batch:,}: {seconds:.0f} s, peak {peak:.2f} GiB, loss {found['loss']:.3f}")
