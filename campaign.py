@@ -33,6 +33,13 @@ COMMANDS = (
     "training_curves.py -n F1 --trials 5",
     "paper_tables.py -n F1 --trials 5 --tables 2,3,4",
     "performance_model.py -n F1 --trials 5",
+    # F1: Table 4 while training goes on, and the largest sharpness that any solver finds
+    *(f"sharpness.py -n F1 --space random --epochs {epochs}" for epochs in (7, 20, 50)),
+    "sharpness.py -n F1 --space full --solver lbfgsb,vertex",
+    # The reproduction's systems
+    "plot_parametric_plot.py -n VGG11 --epochs 2 --points 13",
+    "finetune.py --weights none --epochs 3 --batch_sizes 32,256,1024",
+    "plot_parametric_plot.py -n MobileNetV2 --epochs 3 --points 13 --statistics interpolate,batch,recalibrate",
     # F1: the landscape
     "plot_surface.py -n F1",
     "plot_spectrum.py -n F1 --curvature_samples 1000 --probes 5 --steps 40",
@@ -41,6 +48,8 @@ COMMANDS = (
     "edge_of_stability.py -n F1 --epochs 10 --track eigenvalue:235:500,eigenvalue:5:500",
     # F1: remedies and other optimizers
     "paper_tables.py -n F1 --trials 2 --epochs 50 --tables 7,robust,optimizers",
+    "rank_measures.py -n F1 --epochs 50 --batch_sizes 256,6000 --trials 2 --sharpness_samples 5000 "
+    "--curvature_samples 1000 --remedies none,conservative,adversarial,stability,sam,asam",
     "plot_parametric_plot.py -n F1 --epochs 10 --remedy conservative",
     "plot_parametric_plot.py -n F1 --epochs 10 --remedy conservative:fresh=1",
     # C1, the same as F1 with one seed
@@ -69,10 +78,12 @@ COMMANDS = (
     "warmstart.py -n F1",
     "warmstart.py -n F1 --schedule double:10",
     "rank_measures.py -n F1 --batch_sizes 256,1024,6000 --at 10,50,100",
-    # The reproduction's systems
-    "plot_parametric_plot.py -n VGG11 --epochs 5",
-    "finetune.py --weights none --epochs 10 --batch_sizes 32,256,1024",
-    "plot_parametric_plot.py -n MobileNetV2 --epochs 10 --statistics interpolate,batch,recalibrate",
+    # C1 as in the text of Appendix B, beside the authors' code
+    *(
+        f"{script} -n C1 --epochs 20{definition}"
+        for definition in (" --definition paper", "")
+        for script in ("plot_parametric_plot.py", "sharpness.py --space full")
+    ),
 )
 
 

@@ -312,6 +312,16 @@ def test_rows_over_trials():
     assert random[6:] == ["0.11 ± 0", "9.22 ± 0.56", "83.8"]
     (elsewhere, _), _ = lines(found, comparable=False)
     assert elsewhere == ["full", "0.001", "lbfgsb", "7", "14", "2", "-", "-", "-"]
+    solvers = {
+        label: [
+            measured(value, space="random", dimension=100, trial=i, solver=solver)
+            for solver, values in (("lbfgsb", (1.0, 3.0)), ("vertex", (2.0, 2.0)))
+            for i, value in enumerate(values)
+        ]
+        for label in ("SB", "LB")
+    }
+    *_, largest = lines(solvers)[0]
+    assert largest[:4] == ["random", "0.001", "largest", str(paper.Spread.of([2.0, 3.0]))], "of each trial"
 
 
 def test_the_claim_counts_rows_that_are_resolved():
