@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from large_batch import cli, files, paper
@@ -134,16 +135,31 @@ def origins(results: Sequence[Result]) -> str:
     for result in results:
         origin = result.content["provenance"]
         packages = ", ".join(f"{name} {version}" for name, version in origin["packages"].items())
+        whole, own = seconds(result.content) / 60, origin["wall_seconds"] / 60
         lines = [
             f"`python {result.command}`",
-            f"- trained: {result.training}; this command itself took {origin['wall_seconds'] / 60:.1f} min, "
-            f"finished {origin['finished']}",
+            f"- {result.training}; {whole:.0f} min with trainings and measurements ({own:.1f} of its own)",
+            f"- finished {origin['finished']}",
             f"- commit {origin['commit'][:12]}; {packages}; Python {origin['python']}",
             f"- {origin['machine']}; {origin.get('processor', 'processor unknown')}",
             f"- numbers: [{result.path.name}]({quote(str(result.path))})",
         ]
         parts.append("\n".join([f"### {result.path.stem}", "", lines[0], "", *lines[1:]]))
     return "\n\n".join(parts)
+
+
+def seconds(content: Any) -> float:
+    """Return how long all took that a result names, each training and measurement once."""
+    took = {}
+
+    def add(part: Any) -> None:
+        if isinstance(part, dict) and "wall_seconds" in part:
+            took[part["command"], part["finished"]] = part["wall_seconds"]
+        for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            add(inner)
+
+    add(content)
+    return sum(took.values())
 
 
 def text(results: Sequence[Result], lines: Sequence[Line], report: Path) -> str:
