@@ -42,14 +42,15 @@ COMMANDS = (
     "plot_parametric_plot.py -n MobileNetV2 --epochs 3 --points 13 --statistics interpolate,batch,recalibrate",
     # F1: the landscape
     "plot_surface.py -n F1",
-    "plot_spectrum.py -n F1 --curvature_samples 1000 --probes 5 --steps 40",
+    "sharpness.py -n F1 --curvature",
+    "plot_spectrum.py -n F1",
     "sharpness.py -n F1 --space full --measure keskar,relative,ball,adaptive --rescale 0.1,0.3,1,3,10 --eps 1e-3 "
     "--sharpness_samples 5000",
-    "edge_of_stability.py -n F1 --epochs 10 --track eigenvalue:235:500,eigenvalue:5:500",
+    "edge_of_stability.py -n F1 --epochs 10 --track eigenvalue:235:5000,eigenvalue:5:5000",
     # F1: remedies and other optimizers
     "paper_tables.py -n F1 --trials 2 --epochs 50 --tables 7,robust,optimizers",
     "rank_measures.py -n F1 --epochs 50 --batch_sizes 256,6000 --trials 2 --sharpness_samples 5000 "
-    "--curvature_samples 1000 --remedies none,conservative,adversarial,stability,sam,asam",
+    "--curvature_samples 5000 --remedies none,conservative,adversarial,stability,sam,asam",
     "plot_parametric_plot.py -n F1 --epochs 10 --remedy conservative",
     "plot_parametric_plot.py -n F1 --epochs 10 --remedy conservative:fresh=1",
     # C1, the same as F1 with one seed
