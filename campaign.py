@@ -33,17 +33,17 @@ COMMANDS = (
     "training_curves.py -n F1 --trials 5",
     "paper_tables.py -n F1 --trials 5 --tables 2,3,4",
     "performance_model.py -n F1 --trials 5",
+    # The reproduction's systems
+    "finetune.py --weights none --epochs 3 --batch_sizes 32,256,1024",
+    "plot_parametric_plot.py -n MobileNetV2 --epochs 3 --points 13 --statistics interpolate,batch,recalibrate",
+    "plot_parametric_plot.py -n VGG11 --epochs 2 --points 13",
     # F1: Table 4 while training goes on, and the largest sharpness that any solver finds
     *(f"sharpness.py -n F1 --space random --epochs {epochs}" for epochs in (7, 20, 50)),
     "sharpness.py -n F1 --space full --solver lbfgsb,vertex",
-    # The reproduction's systems
-    "plot_parametric_plot.py -n VGG11 --epochs 2 --points 13",
-    "finetune.py --weights none --epochs 3 --batch_sizes 32,256,1024",
-    "plot_parametric_plot.py -n MobileNetV2 --epochs 3 --points 13 --statistics interpolate,batch,recalibrate",
     # F1: the landscape
     "plot_surface.py -n F1",
-    "sharpness.py -n F1 --curvature",
-    "plot_spectrum.py -n F1",
+    "sharpness.py -n F1 --curvature --probes 5 --steps 40",
+    "plot_spectrum.py -n F1 --probes 5 --steps 40",
     "sharpness.py -n F1 --space full --measure keskar,relative,ball,adaptive --rescale 0.1,0.3,1,3,10 --eps 1e-3 "
     "--sharpness_samples 5000",
     "edge_of_stability.py -n F1 --epochs 10 --track eigenvalue:235:5000,eigenvalue:5:5000",
