@@ -30,7 +30,7 @@ COMMANDS = (
     "plot_parametric_plot.py -n F1",
     "plot_parametric_plot.py -n F1 --curve curvilinear",
     *(f"sharpness.py -n F1 --seed {seed} --trials 5" for seed in range(5)),
-    "training_curves.py -n F1 --trials 5",
+    "training_curves.py -n F1 --trials 5 --sharpness_samples 10000",
     "paper_tables.py -n F1 --trials 5 --tables 2,3,4",
     "performance_model.py -n F1 --trials 5",
     # The reproduction's systems
