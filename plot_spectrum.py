@@ -6,7 +6,7 @@ the random vectors: the density, and how many eigenvalues are above a value. Wit
 of the Hessian, too. Each density is kept and reused, and several processes with one --run_dir share the work.
 
     python plot_spectrum.py -n F1
-    python plot_spectrum.py -n F1 --by_layer --curvature_samples=1000 --probes=5
+    python plot_spectrum.py -n F1 --by_layer --curvature_samples=5000 --probes=5
 """
 
 from __future__ import annotations

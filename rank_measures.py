@@ -7,7 +7,7 @@ et al. (2023) do: over all minimizers, and over groups that differ in one settin
 kept and reused, and several processes with one --run_dir share the work.
 
     python rank_measures.py -n F1 --batch_sizes=256,1024,6000 --at=20,50,100 --trials=3
-    python rank_measures.py -n F1 --batch_sizes=256,6000 --measure=keskar,trace --curvature_samples=1000
+    python rank_measures.py -n F1 --batch_sizes=256,6000 --measure=keskar,trace --curvature_samples=5000
     python rank_measures.py -n F1 --batch_sizes=6000 --remedies=none,conservative,sam,asam:radius=0.5
 """
 

@@ -61,7 +61,11 @@ class Settings(cli.SpectrumSettings):
     )
     iterations: int = setting(ITERATIONS, "Iterations of the solver.", "i{}", GROUP, least=1, most=10**6)
     sharpness_samples: int | None = setting(
-        None, "Training samples over which is measured, the first ones; default: all.", "n{}", GROUP, least=1
+        None,
+        "Training samples over which is measured, the first; default: all. Compare equal numbers only.",
+        "n{}",
+        GROUP,
+        least=1,
     )
     weights: str | None = setting(None, "A .weights.h5 file to measure instead of training.", cli.file_word, GROUP)
     measure: tuple[str, ...] = setting(

@@ -204,7 +204,10 @@ class TrialSettings(RepeatedSettings):
     """Those of a script that measures the sharpness of each minimizer, too."""
 
     sharpness_samples: int | None = setting(
-        None, "Training samples over which sharpness is measured, the first ones; default: all.", "n{}", least=1
+        None,
+        "Training samples over which sharpness is measured, the first; default: all. Compare equal numbers only.",
+        "n{}",
+        least=1,
     )
     iterations: int = setting(10, "Iterations of L-BFGS-B for each sharpness.", "i{}", least=1, most=10**6)
 
