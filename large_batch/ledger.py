@@ -88,8 +88,8 @@ def _judged(script: str, words: str) -> Callable[[Entry, Sequence[Result], str],
 
 
 def _gap(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
-    small, large = (trials(results, network, minimizer, "test_accuracy") for minimizer in ("SB", "LB"))
-    if small and large:
+    if found := trials(results, network, ("SB", "LB"), "test_accuracy"):
+        small, large = found
         verdict = claims.unclear(small.values, large.values, paper.seed_spread(network)) or claims.HOLDS
         if claims.unclear(large.values, small.values, paper.seed_spread(network)) == "":
             verdict = claims.CONTRADICTED
@@ -105,8 +105,8 @@ def _sharper(space: str) -> Callable[[Entry, Sequence[Result], str], Iterator[Li
     def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
         for epsilon in paper.EPSILONS:
             where = {"space": space, "epsilon": epsilon}
-            small, large = (trials(results, network, end, "sharpness", **where) for end in ("SB", "LB"))
-            if small and large:
+            if ends := trials(results, network, ("SB", "LB"), "sharpness", **where):
+                small, large = ends
                 logs = [np.log(one.values) for one in (small, large)]
                 ratio = float(np.exp(logs[1].mean() - logs[0].mean()))
                 unclear = claims.unclear(logs[1], logs[0], None)
@@ -227,10 +227,9 @@ def _remedied(hows: Sequence[str], helps: bool) -> Callable[[Entry, Sequence[Res
     def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
         spread = paper.seed_spread(network)
         for how in hows:
-            ends = {end: trials(results, network, end, "test_accuracy") for end in ("SB", "LB", f"LB {how}")}
-            if None in ends.values():
+            if not (ends := trials(results, network, ("SB", "LB", f"LB {how}"), "test_accuracy")):
                 continue
-            small, large, remedied = ends.values()
+            small, large, remedied = ends
             gain = float(np.mean(remedied.values) - np.mean(large.values))
             gap = float(np.mean(small.values) - np.mean(large.values))
             better = not claims.unclear(remedied.values, large.values, spread)

@@ -92,7 +92,7 @@ def read(results: Path, figures: Path) -> list[Result]:
 
 @dataclass(frozen=True)
 class Trials:
-    """The values of a quantity at the minimizers of the longest trainings, a seed each, and where they are."""
+    """The values of a quantity at the minimizers of equally long trainings, a seed each, and where the first is."""
 
     values: list[float]
     epochs: int
@@ -102,33 +102,45 @@ class Trials:
         return paper.Spread.of(self.values).rounded()
 
 
-def trials(results: Sequence[Result], network: str, minimizer: str, quantity: str, **where: Any) -> Trials | None:
-    """Return the values of a quantity over seeds, the mean over random subspaces; None where there is none.
+def trials(
+    results: Sequence[Result], network: str, minimizers: Sequence[str], quantity: str, **where: Any
+) -> list[Trials]:
+    """Return the values of a quantity over seeds, the mean over random subspaces, of each of several minimizers.
+
+    They are those after the most epochs that all of the minimizers have; an empty list where there are none.
 
     Args:
-        results: What commands wrote.
+        results: What commands wrote. Of a seed that several have, the first counts.
         network: Its name.
-        minimizer: "SB", "LB" or "LB sam" and so on.
+        minimizers: "SB", "LB" or "LB sam" and so on.
         quantity: As in the .csv files.
         where: `space` and `epsilon` of a sharpness.
     """
-    by_seed: dict[int, dict[int, list[float]]] = {}
-    sources: dict[int, Result] = {}
-    asked = {"minimizer": minimizer, "quantity": quantity, "warm_start_epochs": "", "rescale": "", **where}
-    asked |= {"solver": "lbfgsb"} if quantity == "sharpness" else {}
-    asked = {name: f"{value}" for name, value in asked.items()}
+    usual = [one for one in results if one.network == network and one.usual]
+    if quantity == "sharpness":
+        where = {"solver": "lbfgsb", **where}
+        usual = [one for one in usual if one.setting("sharpness_samples", 10**9) >= 50_000]
+    asked = {"quantity": quantity, "warm_start_epochs": "", "rescale": "", **where}
+    found = [
+        _by_epochs(usual, {name: f"{value}" for name, value in asked.items()} | {"minimizer": one})
+        for one in minimizers
+    ]
+    shared = set.intersection(*map(set, found))
+    if not shared:
+        return []
+    epochs = max(shared)
+    of_each = [list(of[epochs].values()) for of in found]
+    return [Trials([float(np.mean(values)) for values, _ in seeds], epochs, seeds[0][1]) for seeds in of_each]
+
+
+def _by_epochs(results: Sequence[Result], asked: dict[str, str]) -> dict[int, dict[int, tuple[list[float], Result]]]:
+    """Return the values of the rows that are as asked, and where they are, by epochs and seed."""
+    found: dict[int, dict[int, tuple[list[float], Result]]] = {}
     for result in results:
-        part = quantity == "sharpness" and result.setting("sharpness_samples", 10**9) < 50_000
-        if result.network != network or not result.usual or part:
-            continue
         for row in result.rows:
             known = row.get("value") and row.get("seed")  # a given file of weights has no seed
             if known and all(row.get(name, value) == value for name, value in asked.items()):
-                epochs, seed = int(row["epochs"]), int(row["seed"])
-                sources.setdefault(epochs, result)
-                if seed not in by_seed.get(epochs, {}) or sources[epochs] is result:
-                    by_seed.setdefault(epochs, {}).setdefault(seed, []).append(float(row["value"]))
-    if not by_seed:
-        return None
-    epochs = max(by_seed)
-    return Trials([float(np.mean(values)) for values in by_seed[epochs].values()], epochs, sources[epochs])
+                values, source = found.setdefault(int(row["epochs"]), {}).setdefault(int(row["seed"]), ([], result))
+                if source is result:
+                    values.append(float(row["value"]))
+    return found

@@ -6,7 +6,7 @@ import pytest
 
 import report
 from large_batch import claims, ledger
-from large_batch.results import read
+from large_batch.results import read, trials
 
 ROOT = Path(__file__).parent.parent
 PROVENANCE = json.loads((ROOT / "results" / "F1.json").read_text())["provenance"]
@@ -21,8 +21,8 @@ def planted(folder, name, command, rows=(), **content):
     (folder / f"{name}.csv").write_text("\n".join([header, *rows]))
 
 
-def accuracies(minimizer, values):
-    return [f"{minimizer},1,100,,{seed},test_accuracy,,,,{value}" for seed, value in enumerate(values)]
+def accuracies(minimizer, values, epochs=100):
+    return [f"{minimizer},1,{epochs},,{seed},test_accuracy,,,,{value}" for seed, value in enumerate(values)]
 
 
 def sharpness(minimizer, epsilon, values):
@@ -51,6 +51,32 @@ def test_the_ledger_judges_what_is_there(tmp_path):
     assert found["Table 4", ""] == ledger.NOT_RUN
     robust = [line.verdict for line in ledger.ledger(read(tmp_path, tmp_path), ["F1"]) if "E.3" in line.source]
     assert robust == [claims.CONTRADICTED, claims.HOLDS]
+
+
+def test_equally_long_trainings_are_compared(tmp_path):
+    """With the plain ones of 100 epochs, which another command trained, the remedy would seem to be of no use."""
+    rows = accuracies("SB", [98.0, 98.1]) + accuracies("LB", [97.8, 97.9])
+    planted(tmp_path, "a", "paper_tables.py -n F1", rows)
+    ends = {"SB": [97.0, 97.1], "LB": [96.0, 96.1], "LB conservative": [96.8, 96.9]}
+    rows = [row for end, values in ends.items() for row in accuracies(end, values, epochs=50)]
+    planted(tmp_path, "b", "paper_tables.py -n F1 --epochs 50", rows)
+    lines = {line.source: line for line in ledger.ledger(read(tmp_path, tmp_path), ["F1"])}
+    assert lines["Table 7"].verdict == claims.HOLDS
+    assert "plain LB 96.05" in lines["Table 7"].found and "after 50 epochs" in lines["Table 7"].found
+    assert "LB 97.85" in lines["Table 2"].found and "after 100 epochs" in lines["Table 2"].found
+
+
+def test_a_seed_counts_with_all_its_subspaces(tmp_path):
+    """Each in a file of its own, as `sharpness.py --seed 1 --trials 2` writes it."""
+    for seed, values in enumerate([(1, 3), (4, 8)]):
+        rows = [
+            f"{end},1,100,,{seed},sharpness,random,0.001,{trial},{factor * value}"
+            for end, factor in (("SB", 1), ("LB", 100))
+            for trial, value in enumerate(values)
+        ]
+        planted(tmp_path, f"s{seed}", f"sharpness.py -n F1 --seed {seed}", rows)
+    found = trials(read(tmp_path, tmp_path), "F1", ("SB", "LB"), "sharpness", space="random", epsilon=0.001)
+    assert [one.values for one in found] == [[2, 6], [200, 600]]
 
 
 def test_the_ledger_on_curvature_rescaling_and_the_reproductions_networks(tmp_path):
