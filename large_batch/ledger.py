@@ -219,9 +219,11 @@ def _steeper(curve: str) -> Callable[[Entry, Sequence[Result], str], Iterator[Li
 
 
 def _remedied(hows: Sequence[str], helps: bool) -> Callable[[Entry, Sequence[Result], str], Iterator[Line]]:
-    """Return the rule on large batches with a remedy: whether they close more than half of the gap to SB.
+    """Return the rule on large batches with a remedy: what becomes of their gap to SB, where that is clear.
 
-    Where the paper says that a remedy helps, its minimizers are to stay ten times as sharp as SB's, too.
+    A remedy helps where its test accuracy is clearly above plain LB's, and does harm where it is clearly below. One
+    that is not to help holds where it closes up to half of the gap; more, but not clearly, is no verdict. Where it does
+    harm by more than the gap, as a training that is not at its end, it is in direction only.
     """
 
     def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
@@ -233,12 +235,16 @@ def _remedied(hows: Sequence[str], helps: bool) -> Callable[[Entry, Sequence[Res
             gain = float(np.mean(remedied.values) - np.mean(large.values))
             gap = float(np.mean(small.values) - np.mean(large.values))
             better = not claims.unclear(remedied.values, large.values, spread)
+            worse = not claims.unclear(large.values, remedied.values, spread)
             if gap <= 0 or claims.unclear(small.values, large.values, spread):
                 verdict = f"{claims.OPEN}: no clear gap"
             elif helps:
-                verdict = claims.HOLDS if better else f"{claims.OPEN}: no clear gain"
+                harm = claims.CONTRADICTED if worse else f"{claims.OPEN}: no clear gain"
+                verdict = claims.HOLDS if better else harm
+            elif gain > gap / 2:
+                verdict = claims.CONTRADICTED if better else f"{claims.OPEN}: a gain, but not a clear one"
             else:
-                verdict = claims.CONTRADICTED if better and gain > gap / 2 else claims.HOLDS
+                verdict = f"{claims.DIRECTION}: worse than plain LB" if worse and gain < -gap else claims.HOLDS
             found = f"{how}: {remedied} %, plain LB {large} %, SB {small} % after {small.epochs} epochs"
             yield entry.line(network, found, verdict, remedied.result)
 

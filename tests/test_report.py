@@ -66,6 +66,24 @@ def test_equally_long_trainings_are_compared(tmp_path):
     assert "LB 97.85" in lines["Table 2"].found and "after 100 epochs" in lines["Table 2"].found
 
 
+@pytest.mark.parametrize(
+    ("values", "helps", "no_help"),
+    [
+        ([97.9, 98.0], claims.HOLDS, claims.CONTRADICTED),
+        ([97.0, 97.1], f"{claims.OPEN}: no clear gain", claims.HOLDS),
+        ([97.0, 98.6], f"{claims.OPEN}: no clear gain", f"{claims.OPEN}: a gain, but not a clear one"),
+        ([96.6, 96.7], claims.CONTRADICTED, claims.HOLDS),
+        ([92.0, 92.1], claims.CONTRADICTED, f"{claims.DIRECTION}: worse than plain LB"),
+    ],
+)
+def test_the_ledger_on_remedies(tmp_path, values, helps, no_help):
+    """SB has 98.05 %, plain LB 97.05 %."""
+    ends = {"SB": [98.0, 98.1], "LB": [97.0, 97.1], "LB conservative": values, "LB sgd": values}
+    planted(tmp_path, "a", "paper_tables.py -n F1", [row for end in ends for row in accuracies(end, ends[end])])
+    found = verdicts(tmp_path)
+    assert (found["Table 7", ""], found["Section 2.2", ""]) == (helps, no_help)
+
+
 def test_a_seed_counts_with_all_its_subspaces(tmp_path):
     """Each in a file of its own, as `sharpness.py --seed 1 --trials 2` writes it."""
     for seed, values in enumerate([(1, 3), (4, 8)]):
