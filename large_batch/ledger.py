@@ -130,7 +130,7 @@ def _curvature(results: Sequence[Result]) -> tuple[dict[str, dict], Result] | No
                 label: one["result"]
                 for label, group in result.content["results"].items()
                 for one in group
-                if "steep_share" in one["result"]
+                if "steep_share" in one["result"] and one.get("measurement", {}).get("rescale", 1) == 1
             }
             if found.keys() == {"SB", "LB"}:
                 return found, result
@@ -145,11 +145,9 @@ def _dimensions(curvature: dict) -> float:
 def _steep_in_few(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
     if known := _curvature(results):
         large, result = known[0]["LB"], known[1]
-        share = 100 * _dimensions(large) / large["size"]
-        found = (
-            f"LB curves in {share:.2g} % of the dimensions; {large['steep_share']:.2g} % of random vertices are steep"
-        )
-        few = max(share, large["steep_share"] or 0) <= paper.STEEP_SHARE
+        share, steep = 100 * _dimensions(large) / large["size"], large["steep_share"] or 0.0  # None: not resolved
+        found = f"LB curves in {share:.2g} % of the dimensions; {steep:.2g} % of random vertices are steep"
+        few = max(share, steep) <= paper.STEEP_SHARE
         yield entry.line(network, found, claims.HOLDS if few else claims.CONTRADICTED, result)
 
 
@@ -192,7 +190,10 @@ def _finite_beyond(entry: Entry, results: Sequence[Result], network: str) -> Ite
         if result.script == "plot_parametric_plot" and result.setting("curve") == "linear" and result.rows:
             losses = [row["train_loss"] for row in result.rows if float(row["alpha"]) > 1]
             known = [float(loss) for loss in losses if loss]
-            found = f"the training loss beyond LB is {min(known):.3g} - {max(known):.3g}, after {result.training}"
+            if not losses:
+                continue
+            value = f"{min(known):.3g} - {max(known):.3g}" if known else "nowhere finite"
+            found = f"the training loss beyond LB is {value}, after {result.training}"
             yield entry.line(network, found, claims.HOLDS if len(known) == len(losses) else claims.CONTRADICTED, result)
             return
 
@@ -203,9 +204,10 @@ def _steeper(curve: str) -> Callable[[Entry, Sequence[Result], str], Iterator[Li
 
     def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
         for result in results:
-            if result.script != "plot_parametric_plot" or result.setting("curve") != curve or not result.rows:
+            rows = [row for row in result.rows if row.get("train_loss")]  # elsewhere it is not finite
+            if result.script != "plot_parametric_plot" or result.setting("curve") != curve or not rows:
                 continue
-            alphas, losses = (np.array([float(row[name]) for row in result.rows]) for name in ("alpha", "train_loss"))
+            alphas, losses = (np.array([float(row[name]) for row in rows]) for name in ("alpha", "train_loss"))
             small, large = (
                 float(np.interp([end - 1 / 8, end + 1 / 8], alphas, losses).mean() - np.interp(end, alphas, losses))
                 for end in (0, 1)

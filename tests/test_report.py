@@ -98,11 +98,12 @@ def test_a_seed_counts_with_all_its_subspaces(tmp_path):
 
 
 def test_the_ledger_on_curvature_rescaling_and_the_reproductions_networks(tmp_path):
-    def curvature(dimensions, largest):
+    def curvature(dimensions, largest, factor=1):
         projection = {"trace": 1.0, "trace_of_square": 1 / dimensions}
-        return {"size": 10_000, "projection": projection, "steep_share": 0.0, "eigenvalues": [largest]}
+        result = {"size": 10_000, "projection": projection, "steep_share": None, "eigenvalues": [largest]}
+        return {"measurement": {"rescale": factor}, "result": result}
 
-    both = {"SB": [{"result": curvature(13, 2.0)}], "LB": [{"result": curvature(300, 3.0)}]}
+    both = {"SB": [curvature(13, 2.0), curvature(900, 9.0, 10)], "LB": [curvature(300, 3.0), curvature(9, 1.0, 10)]}
     planted(tmp_path, "a", "sharpness.py -n F1 --curvature", results=both)
     content = json.loads((tmp_path / "a.json").read_text())
     content["settings"] |= {"curvature": True}
@@ -119,9 +120,19 @@ def test_the_ledger_on_curvature_rescaling_and_the_reproductions_networks(tmp_pa
         content = json.loads((tmp_path / "c.json").read_text()) | {"problem": {"network": network}}
         content["settings"] |= {"curve": "linear", "optimizer": "sgd"}
         (tmp_path / "c.json").write_text(json.dumps(content))
-        (tmp_path / "c.csv").write_text("alpha,train_loss\n0.5,1.0\n1.5,\n2.0,3.0")
-        lines = [line for line in ledger.ledger(read(tmp_path, tmp_path), [network]) if line.result]
-        assert [line.verdict for line in lines] == [claims.CONTRADICTED if network == "VGG11" else claims.OPEN]
+        for beyond in ("3.0", ""):
+            (tmp_path / "c.csv").write_text(f"alpha,train_loss\n0.5,1.0\n1.5,\n2.0,{beyond}")
+            lines = [line for line in ledger.ledger(read(tmp_path, tmp_path), [network]) if line.result]
+            assert [line.verdict for line in lines] == [claims.CONTRADICTED if network == "VGG11" else claims.OPEN]
+
+
+def test_a_curve_may_have_points_that_are_not_finite(tmp_path):
+    planted(tmp_path, "a", "plot_parametric_plot.py -n F1")
+    content = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(content | {"settings": SETTINGS | {"curve": "linear"}}))
+    rows = [f"{alpha},{1 + (alpha - 1) ** 2}" for alpha in (-0.5, 0, 0.5, 0.875, 1, 1.125, 1.5)]
+    (tmp_path / "a.csv").write_text("\n".join(["alpha,train_loss", "-1,", *rows, "2,"]))
+    assert verdicts(tmp_path)["Figure 3", ""] == claims.CONTRADICTED
 
 
 @pytest.mark.parametrize(
