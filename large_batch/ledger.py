@@ -93,7 +93,7 @@ def _gap(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line
         verdict = claims.unclear(small.values, large.values, paper.seed_spread(network)) or claims.HOLDS
         if claims.unclear(large.values, small.values, paper.seed_spread(network)) == "":
             verdict = claims.CONTRADICTED
-        yield entry.line(network, f"SB {small} %, LB {large} % after {small.epochs} epochs", verdict, large.result)
+        yield entry.line(network, f"SB {small} %, LB {large} % after {small.length}", verdict, large.result)
 
 
 def _sharper(space: str) -> Callable[[Entry, Sequence[Result], str], Iterator[Line]]:
@@ -116,7 +116,7 @@ def _sharper(space: str) -> Callable[[Entry, Sequence[Result], str], Iterator[Li
                     verdict = claims.CONTRADICTED if not claims.unclear(logs[0], logs[1], None) else unclear
                 else:
                     verdict = unclear or f"{claims.DIRECTION}: less than {ORDER} times"
-                found = f"epsilon {epsilon:g}: SB {small}, LB {large}, {ratio:.3g} times, after {small.epochs} epochs"
+                found = f"epsilon {epsilon:g}: SB {small}, LB {large}, {ratio:.3g} times, after {small.length}"
                 yield replace(entry.line(network, found, verdict, large.result), published=published(network, epsilon))
 
     return judge
@@ -247,7 +247,7 @@ def _remedied(hows: Sequence[str], helps: bool) -> Callable[[Entry, Sequence[Res
                 verdict = claims.CONTRADICTED if better else f"{claims.OPEN}: a gain, but not a clear one"
             else:
                 verdict = f"{claims.DIRECTION}: worse than plain LB" if worse and gain < -gap else claims.HOLDS
-            found = f"{how}: {remedied} %, plain LB {large} %, SB {small} % after {small.epochs} epochs"
+            found = f"{how}: {remedied} %, plain LB {large} %, SB {small} % after {small.length}"
             yield entry.line(network, found, verdict, remedied.result)
 
     return judge

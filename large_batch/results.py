@@ -26,6 +26,7 @@ USUAL = {  # settings under which numbers stand beside the paper's; scripts with
     "efficiency": 0.2,
     "accuracy": None,
 }
+UNTIL_CONVERGED = " at most, until converged"
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ class Result:
         """How long was trained, and how often, in words."""
         trials = self.setting("trials") or 1
         seeds = f"seed {self.setting('seed', 0)}" if trials == 1 or self.script == "sharpness" else f"{trials} seeds"
-        return f"{self.setting('epochs')} epochs, {seeds}"
+        return f"{self.setting('epochs')} epochs{UNTIL_CONVERGED * bool(self.setting('until_converged'))}, {seeds}"
 
     @property
     def usual(self) -> bool:
         """Whether its numbers may stand beside the paper's."""
-        return all((self.setting(name, value) or value) == value for name, value in USUAL.items())
+        usual = USUAL | {"small_batch": paper.SMALL_BATCH}
+        usual |= {"large_batch": paper.LARGE_BATCH[self.network]} if self.network in paper.LARGE_BATCH else {}
+        return all((self.setting(name, value) or value) == value for name, value in usual.items())
 
     def claims(self, words: str) -> list[claims.Claim]:
         """Return the claims judged by the command that have some words in them."""
@@ -95,7 +98,7 @@ class Trials:
     """The values of a quantity at the minimizers of equally long trainings, a seed each, and where the first is."""
 
     values: list[float]
-    epochs: int
+    length: str
     result: Result
 
     def __str__(self) -> str:
@@ -107,7 +110,7 @@ def trials(
 ) -> list[Trials]:
     """Return the values of a quantity over seeds, the mean over random subspaces, of each of several minimizers.
 
-    They are those after the most epochs that all of the minimizers have; an empty list where there are none.
+    They are those of the longest trainings that all of the minimizers have; an empty list where there are none.
 
     Args:
         results: What commands wrote. Of a seed that several have, the first counts.
@@ -121,26 +124,26 @@ def trials(
         where = {"solver": "lbfgsb", **where}
         usual = [one for one in usual if one.setting("sharpness_samples", 10**9) >= 50_000]
     asked = {"quantity": quantity, "warm_start_epochs": "", "rescale": "", **where}
-    found = [
-        _by_epochs(usual, {name: f"{value}" for name, value in asked.items()} | {"minimizer": one})
-        for one in minimizers
-    ]
+    asked = {name: f"{value}" for name, value in asked.items()}
+    found = [_by_length(usual, asked | {"minimizer": one}) for one in minimizers]
     shared = set.intersection(*map(set, found))
     if not shared:
         return []
-    epochs = max(shared)
-    of_each = [list(of[epochs].values()) for of in found]
-    return [Trials([float(np.mean(values)) for values, _ in seeds], epochs, seeds[0][1]) for seeds in of_each]
+    length = max(shared)
+    words = f"{length[0]} epochs{UNTIL_CONVERGED * length[1]}"
+    of_each = [list(of[length].values()) for of in found]
+    return [Trials([float(np.mean(values)) for values, _ in seeds], words, seeds[0][1]) for seeds in of_each]
 
 
-def _by_epochs(results: Sequence[Result], asked: dict[str, str]) -> dict[int, dict[int, tuple[list[float], Result]]]:
-    """Return the values of the rows that are as asked, and where they are, by epochs and seed."""
-    found: dict[int, dict[int, tuple[list[float], Result]]] = {}
+def _by_length(results: Sequence[Result], asked: dict[str, str]) -> dict[tuple, dict[int, tuple[list[float], Result]]]:
+    """Return the values of the rows that are as asked, and where they are, by (epochs, until converged) and seed."""
+    found: dict[tuple, dict[int, tuple[list[float], Result]]] = {}
     for result in results:
         for row in result.rows:
             known = row.get("value") and row.get("seed")  # a given file of weights has no seed
             if known and all(row.get(name, value) == value for name, value in asked.items()):
-                values, source = found.setdefault(int(row["epochs"]), {}).setdefault(int(row["seed"]), ([], result))
+                length = int(row["epochs"]), bool(result.setting("until_converged"))
+                values, source = found.setdefault(length, {}).setdefault(int(row["seed"]), ([], result))
                 if source is result:
                     values.append(float(row["value"]))
     return found
