@@ -34,8 +34,8 @@ class Loss(Protocol):
         """Return the losses (m,) and logits (m, classes) of samples (m, ...) and labels (m,).
 
         They are those at the model's weights, or at others. Only a call without others leaves a trace, in moving
-        averages for example; so a remedy makes one such call, and names `Moment.weights` in the rest. The masks of
-        dropout are the same in all calls of a step.
+        averages for example; so a remedy makes one such call, and names `Moment.weights` in the rest. These have the
+        masks of dropout of the call before them without others.
         """
 
 

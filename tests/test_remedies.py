@@ -240,6 +240,14 @@ def test_in_their_limits_they_are_plain_training_to_the_bit(tmp_path, uncompiled
             np.testing.assert_array_equal(ours, theirs, str(texts))
 
 
+def test_so_they_are_in_each_iteration_of_a_proximal_problem(tmp_path, uncompiled):
+    """Keras' own dropout draws a mask for each; both gradients of SAM are to see the same."""
+    alone, both = (
+        train(tmp_path, *names, "conservative:iterations=2", network="state") for names in ((), ("sam:radius=0",))
+    )
+    np.testing.assert_array_equal(both.weights, alone.weights)
+
+
 def test_also_where_xla_compiles_the_steps(tmp_path):
     found = train(tmp_path, "adversarial:radius=0", "asam:radius=0")
     np.testing.assert_array_equal(found.weights, train(tmp_path).weights)
