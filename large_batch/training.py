@@ -300,10 +300,11 @@ class TrainingLoop:
         return step
 
     def _restart(self) -> None:
-        """Give the optimizer the state that it had before its first step."""
-        variables = self.optimizer.variables
-        fresh = [tf.fill(v.shape, tf.cast(value, v.dtype)) for v, value in zip(variables, self._fresh, strict=True)]
-        distribution.assign(variables, fresh)
+        """Give the optimizer the state that it had before its first step, but for the learning rate of the epoch."""
+        pairs = zip(self.optimizer.variables, self._fresh, strict=True)
+        pairs = [(v, value) for v, value in pairs if v is not self.optimizer._learning_rate]  # no public name
+        fresh = [tf.fill(v.shape, tf.cast(value, v.dtype)) for v, value in pairs]
+        distribution.assign([v for v, _ in pairs], fresh)
 
     def _end_cycle(self, x, y) -> None:
         """Let adaQN judge its last steps by the loss of the monitoring set, on one replica."""

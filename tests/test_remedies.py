@@ -264,6 +264,13 @@ def test_three_steps_without_a_proximal_term_are_three_steps(tmp_path, uncompile
     assert not np.allclose(*second, atol=1e-4)
 
 
+def test_a_fresh_optimizer_keeps_the_learning_rate_of_its_epoch(tmp_path, uncompiled):
+    """SGD without momentum has nothing else to forget."""
+    texts = [f"conservative:fresh={fresh}" for fresh in (0, 1)]
+    found = [train(tmp_path, text, optimizer="sgd:cosine=2,learning_rate=0.5") for text in texts]
+    np.testing.assert_array_equal(*(one.weights for one in found))
+
+
 def test_they_act_in_their_order(tmp_path, uncompiled):
     """In one step with the whole training set."""
 
