@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from large_batch import distribution, files, layers, store, tracking
+from large_batch import distribution, files, layers, optimizers, store, tracking
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
@@ -33,7 +33,6 @@ RESULT = (RECIPE, "minimizer.weights.h5", START, "history.csv", "provenance.json
 TRACKED = "tracked.csv"
 CHECKPOINTS = "checkpoint-*.npz"
 KEPT_CHECKPOINTS = 2
-BYTES_A_WEIGHT = 4 * (2 + 3 * (KEPT_CHECKPOINTS + 1))  # start and minimizer, checkpoints with ADAM's two moments
 
 Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note on the state
 Watch = Callable[[list[Epoch]], None]  # receives the history after an epoch
@@ -197,7 +196,9 @@ class Minimizers:
         folder.tidy()
         folder.sweep(CHECKPOINTS)
         if retrain or not folder.sums():
-            files.check_space(folder.path.parent, BYTES_A_WEIGHT * self.build(recipe).count_params())
+            kept = 1 + optimizers.make(recipe.optimizer).kept  # in each checkpoint, for a weight
+            numbers = 2 + kept * (KEPT_CHECKPOINTS + 1)  # with start and minimizer
+            files.check_space(folder.path.parent, 4 * numbers * self.build(recipe).count_params())
         if folder.whole(*RESULT):
             folder.forget()
             if retrain:

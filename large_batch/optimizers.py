@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from large_batch import distribution, named
 from large_batch.backend import keras, tf
@@ -166,6 +167,8 @@ def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 class Adam:
     """ADAM as the paper's own code has it, with the defaults of Keras 1."""
 
+    kept: ClassVar[int] = 2  # numbers for each weight, as in the other optimizers
+
     learning_rate: float = number(1e-3)
     beta_1: float = number(0.9, most=1)
     beta_2: float = number(0.999, most=1)
@@ -179,6 +182,8 @@ class Adam:
 @dataclass(frozen=True)
 class Adagrad:
     """ADAGRAD (Duchi et al., 2011), Keras' own, with the learning rate, epsilon and zero start of Keras 1."""
+
+    kept: ClassVar[int] = 1
 
     learning_rate: float = number(0.01)
     initial_accumulator_value: float = number(0.0)
@@ -208,6 +213,8 @@ class Sgd:
     If asked for, it has momentum, the weight decay of `DecayedSGD`, and a learning rate that falls to 0 over `cosine`
     epochs (Loshchilov & Hutter, 2017, without restarts).
     """
+
+    kept: ClassVar[int] = 1
 
     learning_rate: float = number(0.01)
     momentum: float = number(0.0, most=1)
@@ -242,6 +249,11 @@ class AdaQN:
     growth: float = number(1.01)
     curvature: float = number(1e-4)
     epsilon: float = number(1e-8)
+
+    @property
+    def kept(self) -> int:
+        """How many numbers it keeps for each weight."""
+        return 2 * self.pairs + self.gradients + 3
 
     def build(self) -> keras.optimizers.Optimizer:
         """Return the optimizer."""

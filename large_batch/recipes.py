@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +119,16 @@ class Recipe(Problem):
     def batch_size_in(self, epoch: int) -> int:
         """Return the batch size once `epoch` epochs are finished."""
         return [self.batch_size, *(batch for after, batch in self.schedule if after <= epoch)][-1]
+
+    @property
+    def passes(self) -> int:
+        """About how often each sample passes through the network, where a gradient counts as three times."""
+        return round(3 * math.prod(remedies.make(text).cost for text in self.remedies))
+
+    @property
+    def held(self) -> int:
+        """How many forward passes of a batch a gradient keeps in memory."""
+        return math.prod(remedies.make(text).held for text in self.remedies)
 
     def at_epoch(self, epoch: int) -> Recipe:
         """Return the recipe of this training's iterate after `epoch` epochs."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from large_batch import named
 from large_batch.backend import keras, tf
@@ -67,7 +67,14 @@ class Moment:
 
 @dataclass(frozen=True)
 class Remedy:
-    """Changes nothing: each remedy overrides what it changes. Its fields are numbers, with defaults."""
+    """Changes nothing: each remedy overrides what it changes. Its fields are numbers, with defaults.
+
+    `cost` is about how many plain steps a step takes as long as, `held` how many forward passes the gradient of its
+    loss keeps in memory.
+    """
+
+    cost: ClassVar[float] = 1.0
+    held: ClassVar[int] = 1
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise `UserError` where the remedy is not for samples of a shape."""
@@ -130,6 +137,11 @@ class Conservative(Remedy):
     iterations: int = number(3, least=1)
     fresh: int = number(0, most=1)
 
+    @property
+    def cost(self) -> float:
+        """Each iteration is a plain step."""
+        return self.iterations
+
     def step(self, step, now):
         def solve(loss, x, y):
             if self.fresh:
@@ -158,6 +170,9 @@ class Adversarial(Remedy):
     MNIST, 0.25 of the range of a pixel.
     """
 
+    cost: ClassVar[float] = 7 / 3  # of two forward passes, one back to the samples, and two back to the weights
+    held: ClassVar[int] = 2
+
     radius: float = number(0.25)
     share: float = number(0.5, most=1)
 
@@ -182,6 +197,9 @@ class Stability(Remedy):
     predicted distributions. The defaults of both are ours; the paper of Keskar et al. names none.
     """
 
+    cost: ClassVar[float] = 2.0
+    held: ClassVar[int] = 2
+
     strength: float = number(0.01)
     deviation: float = number(0.04)
 
@@ -205,6 +223,8 @@ class SharpnessAware(Remedy):
     The gradient is taken at w + radius g / ||g||, where g is the gradient of the whole batch at w; the reported losses
     are those at w. The radius is that paper's default, 0.05.
     """
+
+    cost: ClassVar[float] = 2.0
 
     radius: float = number(0.05)
 

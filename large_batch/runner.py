@@ -119,7 +119,7 @@ def leave_busy_for_last(work: Sequence[Work], do: Callable[[Work, bool], Result]
 
 
 class Progress:
-    """Says how far a list of jobs is, in samples evaluated by a network; a trained sample counts as three.
+    """Says how far a list of jobs is, in samples evaluated by a network; one of plain training counts as three.
 
     A terminal has a line that changes, on which the note of the job is kept in view; elsewhere, as in a log file, there
     is a line at most every 30 seconds.
@@ -237,14 +237,15 @@ class Runner:
         for step in steps:
             step.check()
 
-        with Progress(3 * sum(to_train.values()) + sum(costs.values())) as progress:
+        trained = {longest: longest.passes * samples for longest, samples in to_train.items()}
+        with Progress(sum(trained.values()) + sum(costs.values())) as progress:
 
             def do(work: Recipe | Item, wait: bool) -> Measured | None:
                 if work in done:
                     return done[work]
                 if isinstance(work, Recipe):
-                    with progress.job(3 * to_train[work], work.name) as report:
-                        return self._train(work, trainings[work], lambda n, note: report(3 * n, note), wait)
+                    with progress.job(trained[work], work.name) as report:
+                        return self._train(work, trainings[work], lambda n, note: report(work.passes * n, note), wait)
                 with progress.job(costs[work], work[1].name) as report:
                     return self._measure(*work, report, wait)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BLOCK = 4096  # samples trained at most between two looks at the clock and at signals
 PACE = 1.0  # seconds that should not pass between them
-WEIGHT_COPIES = 5  # in memory: weights, gradient, two moments of ADAM, and a copy on the way
+WEIGHT_COPIES = 3  # in memory, besides the optimizer's: weights, gradient, and a copy on the way
 COMPILED_BATCH = 512  # samples up to which a step without convolutions is about 10 % faster or more, compiled by XLA
 
 
@@ -57,10 +57,12 @@ class StepMemory:
     @classmethod
     def of(cls, recipe: Recipe, network: Network, data: DataSet, replicas: Replicas) -> StepMemory:
         """Return that of a recipe's largest batch."""
-        samples = -(-max(recipe.batch_sizes) // replicas.memories)
-        model = recipe.build(network, data, recipe.precision)
+        samples = recipe.held * -(-max(recipe.batch_sizes) // replicas.memories)
+        model, optimizer = recipe.build(network, data, recipe.precision), optimizers.make(recipe.optimizer)
         kept = layers.kept_bytes(model, samples, layers.recomputes(model, samples))
-        return cls(network.name, max(recipe.batch_sizes), round(1.1 * kept) + 4 * WEIGHT_COPIES * model.count_params())
+        # At the end of a cycle adaQN's memories are read and changed as a whole
+        copies = WEIGHT_COPIES + optimizer.kept * (4 if hasattr(optimizer, "cycle") else 1)
+        return cls(network.name, max(recipe.batch_sizes), round(1.1 * kept) + 4 * copies * model.count_params())
 
     @property
     def fits(self) -> bool:
@@ -135,7 +137,8 @@ class TrainingLoop:
         self._remedies = [remedies.make(text) for text in recipe.remedies]
         self.x = tf.constant(data.x_train)
         self.y = tf.constant(data.y_train.astype(np.int32))
-        self.recomputing = layers.recomputes(self.model, -(-max(recipe.batch_sizes) // replicas.memories))
+        held = recipe.held * -(-max(recipe.batch_sizes) // replicas.memories)
+        self.recomputing = layers.recomputes(self.model, held)
         convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in self.model.layers)
         self._compilable = replicas.count == 1 and not (convolves or self.recomputing or self._cycle)
         # The monitoring set of adaQN

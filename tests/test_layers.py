@@ -123,9 +123,10 @@ from large_batch.minimizers import Minimizers
 from large_batch.recipes import Recipe
 from large_batch.training import TrainingLoop
 
-batch, layers.RECOMPUTE_BYTES = map(int, sys.argv[1:])
+batch, layers.RECOMPUTE_BYTES = map(int, sys.argv[1:3])
 data, network = datasets.load("digits", "unused").reshape_to((32, 32, 3)), network_zoo.get("C1")
-recipe = Recipe(network="C1", dataset="digits", data_digest=data.digest, batch_size=batch, epochs=1, seed=0)
+problem = {"network": "C1", "dataset": "digits", "data_digest": data.digest}
+recipe = Recipe(**problem, batch_size=batch, epochs=1, seed=0, remedies=sys.argv[3:])
 loop = TrainingLoop(recipe, network, data)
 estimated = Minimizers(network, data, "unused").memory(recipe).bytes
 
@@ -139,10 +140,12 @@ print(json.dumps([peak() - before, estimated, loop.recomputing]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is known on Linux only")
-@pytest.mark.parametrize(("batch", "allowed"), [(250, 2**50), (500, 0)])
-def test_the_estimate_is_about_what_a_step_takes(tmp_path, run_script, batch, allowed):
+@pytest.mark.parametrize(
+    ("batch", "allowed", "remedies"), [(250, 2**50, []), (500, 0, []), (250, 2**50, ["adversarial"])]
+)
+def test_the_estimate_is_about_what_a_step_takes(tmp_path, run_script, batch, allowed, remedies):
     (tmp_path / "peak.py").write_text(PEAK)
-    done = run_script(tmp_path / "peak.py", str(batch), str(allowed))
+    done = run_script(tmp_path / "peak.py", str(batch), str(allowed), *remedies)
     assert done.returncode == 0, done.stderr
     used, estimated, recomputing = json.loads(done.stdout.splitlines()[-1])
     assert recomputing == (allowed == 0)

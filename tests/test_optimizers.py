@@ -80,6 +80,13 @@ def test_a_bad_text(text, message):
         make(text)
 
 
+def test_what_they_keep_for_each_weight():
+    for text in ("adam", "adagrad", "sgd:momentum=0.9", "adaqn:pairs=3,gradients=5"):
+        optimizer = make(text).build()
+        optimizer.build([keras.Variable(np.zeros((50, 40), np.float32))])
+        assert sum(np.size(variable) for variable in optimizer.variables) // 2000 == make(text).kept
+
+
 # adaQN
 
 

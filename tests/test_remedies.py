@@ -333,6 +333,13 @@ def test_keys_differ_by_seed_step_and_place():
     assert keys() == keys()
 
 
+def test_their_cost():
+    """Passes of each sample through the network, 3 in plain training, and how many are kept at a time."""
+    cases = {(): (3, 1), ("augment",): (3, 1), ("conservative",): (9, 1), ("adversarial",): (7, 2)}
+    cases |= {("stability", "conservative:iterations=2"): (12, 2), ("sam",): (6, 1), ("asam", "adversarial"): (14, 2)}
+    assert {names: (asked(*names).passes, asked(*names).held) for names in cases} == cases
+
+
 def test_normal_numbers():
     found = layers.normal([100_000], tf.constant([1, 2], tf.int64)).numpy()
     assert np.isfinite(found).all()
