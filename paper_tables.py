@@ -9,7 +9,7 @@ work; with --nocompute what is stored is printed. The verdict of a row:
     same direction  it is greater, or less, than what it is compared with, as in the paper: SB than LB, LB than SB,
                     with augmentation or conservative training than without
     contradicts     it is not
-    no verdict      a trial is missing, or the paper has no such number
+    no verdict      a trial is missing, the paper has no such number, or sharpness is over part of the training set
 
     python paper_tables.py -n F1 --trials 5
     python paper_tables.py -n C1,C2 --tables=2,3,6 --epochs 20
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from large_batch import cli, paper
+from large_batch import cli, named, paper
 from large_batch.cli import setting
 from large_batch.errors import UserError
 from large_batch.subspace import MANIFOLDS, check_dimension
@@ -145,10 +145,11 @@ def compared_with(minimizer: str) -> str:
 
 
 def recipes(experiment: Experiment, minimizer: str) -> list[Recipe]:
-    """Return the recipes of a minimizer's trials."""
+    """Return the recipes of a minimizer's trials; what --remedy names goes with each."""
     settings = experiment.settings
     side, _, how = minimizer.partition(" ")
-    method = {"remedies": (how,)} if how in REMEDIES else {"optimizer": how} if how else {}
+    always = named.split(settings.remedy) if settings.remedy else ()
+    method = {"remedies": (*always, how)} if how in REMEDIES else {"optimizer": how} if how else {}
     batch = {"SB": settings.small_batch, "LB": settings.large_batch}[side]
     return [experiment.recipe(batch, seed, **method) for seed in settings.seeds]
 
@@ -187,8 +188,9 @@ def judged(experiment: Experiment, found: dict[Item, Measured]) -> tuple[list[Ro
     for table in experiment.settings.tables:
         for minimizer, quantity in cells([table]):
             partner, at = compared_with(minimizer), (quantity.name, quantity.space, quantity.epsilon)
-            ours, theirs = values[minimizer, quantity], paper.published(name, minimizer, *at)
-            beside = values[partner, quantity], paper.published(name, partner, *at)
+            comparable = "" if quantity.epsilon and experiment.sharpness_samples else name  # of part it is another
+            ours, theirs = values[minimizer, quantity], paper.published(comparable, minimizer, *at)
+            beside = values[partner, quantity], paper.published(comparable, partner, *at)
             rows.append(Row(table, minimizer, *at, ours, theirs, claims.agreement(ours, theirs, *beside)))
     return rows, list(long.values())
 

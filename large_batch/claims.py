@@ -49,7 +49,7 @@ def unclear(high: Sequence[float], low: Sequence[float], spread: float | None) -
         p_value = stats.ttest_ind_from_stats(*moments, equal_var=False, alternative="greater").pvalue
         return "" if p_value < LEVEL else f"{OPEN}: the difference is within the spread of the trials"
     errors = np.sqrt(1 / len(high) + 1 / len(low))
-    return ONE_TRIAL if spread is None or gap <= FAR * spread * errors else ""
+    return "" if spread is not None and gap > FAR * spread * errors else ONE_TRIAL
 
 
 def _window(curve: Sequence[float]) -> int:
@@ -370,13 +370,17 @@ def agreement(
         direction" or "contradicts", by the side on which it lies of what it is compared with; "no verdict" where a
         trial, or what it would be compared with, is missing.
     """
-    if theirs is None or not ours or None in ours:
+    if theirs is None or not ours or _missing(ours):
         return OPEN
     found = paper.Spread.of(ours)
     widest = max(found.deviation or 0.0, theirs.deviation or 0.0)
     if abs(found.mean - theirs.mean) <= 3 * widest:
         return "agrees"
-    if theirs_beside is None or not beside or None in beside:
+    if theirs_beside is None or not beside or _missing(beside):
         return OPEN
     same = (found.mean - paper.Spread.of(beside).mean) * (theirs.mean - theirs_beside.mean) > 0
     return "same direction" if same else "contradicts"
+
+
+def _missing(values: Sequence[float | None]) -> bool:
+    return any(value is None or np.isnan(value) for value in values)

@@ -159,6 +159,7 @@ def test_early_stopping():
     assert claims.early_stopping(*alone).verdict == ONE_TRIAL
     assert claims.early_stopping(*alone, spread=0.6).verdict == ONE_TRIAL
     assert claims.early_stopping(*alone, spread=0.5).verdict == HOLDS, "3 points exceed 4 sqrt(2) 0.5"
+    assert claims.early_stopping([[np.nan] * 5], alone[1], spread=0.5).verdict == ONE_TRIAL
 
 
 def rates(verdicts):

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import re
 from types import SimpleNamespace
@@ -133,6 +134,9 @@ def test_verdicts_beside_the_paper():
         ("LB", 5e-4): "agrees",  # 42.75 away, of 3 times 17.14
     }
     assert len(long) == 8
+    experiment.sharpness_samples = 5000
+    part = {(dataclasses.replace(asked, samples=5000), place): one for (asked, place), one in found.items()}
+    assert {row.verdict for row in judged(experiment, part)[0]} == {"no verdict"}, "another function"
     assert long[0][:3] == ("SB", 0, "sharpness")
 
 
@@ -156,6 +160,9 @@ def test_a_minimizer_of_another_method_is_another_recipe():
         for one in paper_tables.recipes(experiment, minimizer)
     }
     assert all(isinstance(request, EvaluationRequest) for request, _ in found)
+    settings = dataclasses.replace(experiment.settings, remedy="asam:radius=0.1,eta=0,augment")
+    also = paper_tables.recipes(SimpleNamespace(**vars(experiment) | {"settings": settings}), "LB sam")
+    assert also[0].remedies == ("asam:radius=0.1,eta=0.0", "augment", "sam")
     judged_rows, _ = judged(experiment, found)
     found = {(row.minimizer, row.quantity): (row.values, row.verdict) for row in judged_rows}
     assert found["LB", "test_accuracy"] == ([97.8, 97.8], "agrees")
@@ -171,7 +178,8 @@ def test_the_rule():
     assert judge(13.1, 13.2) == "same direction"
     assert judge(13.1, 13.2, beside=(14,)) == "contradicts"
     assert judge(13.1, 13.2, beside=()) == judge(13.1, 13.2, beside=(0, None)) == "no verdict"
-    assert judge(10, None) == judge() == "no verdict"
+    assert judge(10, None) == judge() == judge(10, float("nan")) == "no verdict"
+    assert judge(13.1, 13.2, beside=(0, float("nan"))) == "no verdict"
     assert judge(16.0) == "same direction", "of one trial only the paper's deviation is known"
     assert judge(0, 30) == "agrees", "three times 21, the wider one"
     assert claims.agreement([1.0], None) == "no verdict"
