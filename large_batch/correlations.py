@@ -30,8 +30,8 @@ class RankCorrelation:
 
     @property
     def mean_granulated(self) -> float | None:
-        """The mean over the settings that have groups."""
-        known = [tau for tau in self.granulated.values() if tau is not None]
+        """The mean over the settings that have groups, without the seed, which nobody chooses."""
+        known = [tau for name, tau in self.granulated.items() if tau is not None and name != "seed"]
         return float(np.mean(known)) if known else None
 
     def __str__(self) -> str:

@@ -245,7 +245,7 @@ def tracked_table(tracked: dict[str, list[Tracked]]) -> str:
 def rank_table(ranks: dict[str, RankCorrelation]) -> str:
     """Lay out the rank correlation of each measure with the generalisation gap, the highest first."""
     settings = list(next(iter(ranks.values())).granulated)
-    rows = [["measure", "minimizers", "Kendall's tau (95 %)", *(f"by {name}" for name in settings), "mean of these"]]
+    rows = [["measure", "minimizers", "Kendall's tau (95 %)", *(f"by {name}" for name in settings), "mean but seed"]]
     for measure, rank in sorted(ranks.items(), key=lambda item: -(item[1].tau or 0)):
         taus = [*rank.granulated.values(), rank.mean_granulated]
         cells = ["-" if tau is None else f"{tau:+.2f}" for tau in taus]

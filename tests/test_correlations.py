@@ -34,6 +34,14 @@ def test_a_measure_that_only_follows_the_batch_size():
     assert found.mean_granulated == pytest.approx(1)
 
 
+def test_noise_over_seeds_does_not_count_in_the_mean():
+    """The measure rises with the batch size, as the gap does, and falls where only the seed makes the gap rise."""
+    gap = np.arange(9.0)
+    found = rank_correlation([10 * training["batch_size"] - training["seed"] for training in sweep()], gap, sweep())
+    assert found.granulated == pytest.approx({"batch_size": 1, "seed": -1})
+    assert found.mean_granulated == pytest.approx(1)
+
+
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     """For two normal numbers of correlation r, tau is 2 arcsin(r) / pi."""
     random, truth, held = np.random.default_rng(0), 2 * np.arcsin(0.6) / np.pi, []
