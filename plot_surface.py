@@ -160,8 +160,13 @@ def table(panels: list[Panel]) -> str:
     for panel in panels:
         for half in ("train", "test"):
             found = getattr(panel, half)
-            span = f"{found.accuracy.min():.2f} - {found.accuracy.max():.2f}"
-            rows.append([panel.title, half, f"{found.loss.min():.4g}", f"{found.loss.max():.4g}", span])
+            known = np.isfinite(found.loss)
+            loss, accuracy = found.loss[known], found.accuracy[known]
+            cells = ["-"] * 3
+            if known.any():
+                greatest = f"{loss.max():.4g}" if known.all() else "not finite"
+                cells = [f"{loss.min():.4g}", greatest, f"{accuracy.min():.2f} - {accuracy.max():.2f}"]
+            rows.append([panel.title, half, *cells])
     return tables.lay_out(rows)
 
 

@@ -171,8 +171,9 @@ def _levels(norm: LogNorm | AsinhNorm) -> np.ndarray:
 
 
 def _clipped(values: np.ndarray, norm: Normalize) -> np.ndarray:
-    """Return the values within the scale; what is no number, or infinite, is the most."""
-    return np.clip(np.nan_to_num(values, nan=norm.vmax), norm.vmin, norm.vmax)
+    """Return the values within the scale: a loss that is no number, or infinite, is the most, an accuracy the least."""
+    worst = norm.vmax if isinstance(norm, LogNorm | AsinhNorm) else norm.vmin
+    return np.clip(np.nan_to_num(values, nan=worst), norm.vmin, norm.vmax)
 
 
 def _mark(axes: Axes, panel: Panel) -> None:

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.decomposition import PCA
 
 from large_batch import surface, surface_figures
@@ -233,6 +235,17 @@ def test_mistakes(network):
         evaluate(None, through([w, w + 1]), points=1)
     with pytest.raises(UserError, match="The model has 6 trainable weights, the vector given has 5"):
         normalised(np.ones(5), np.ones(5), [Part((2, 3), (-1,))])
+
+
+def test_where_the_loss_is_no_number_no_sample_is_drawn_as_right():
+    loss, accuracy = np.array([[1.0, 2.0, np.nan, np.inf]] * 2), np.array([[90.0, 80.0, np.nan, np.nan]] * 2)
+    found = Surface(np.arange(4.0), np.arange(2.0), loss, accuracy, np.zeros((1, 2)), np.array([]))
+    figure = surface_figures.contours([Panel("one", found)])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    x, y = figure.axes[1].transData.transform((2.6, 0.5))
+    pixel = np.asarray(canvas.buffer_rgba())[-int(y), int(x)]
+    assert tuple(pixel / 255) == pytest.approx(colormaps["viridis_r"](0.025), abs=0.02), "the colour of 0 - 5 %"
 
 
 def test_figures_of_losses_that_are_no_numbers():
