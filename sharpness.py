@@ -180,7 +180,8 @@ def main(settings: Settings) -> None:
     if settings.curvature or "random" in settings.space:
         check_dimension(experiment.runner.objectives.size, settings.dimension)
     factors = () if settings.rescale == (1.0,) else settings.rescale
-    same = [experiment.request(EvaluationRequest, rescale=factor) for factor in factors]
+    how = {"statistics": settings.statistics}
+    same = [experiment.request(EvaluationRequest, rescale=factor, **how) for factor in factors]
     # Run
     wanted = {label: [(request, Place(end)) for request in requests(experiment)] for label, end in ends.items()}
     checks = {label: [(request, Place(end)) for request in same] for label, end in ends.items()}

@@ -50,6 +50,8 @@ def of_the_batch(model: keras.Model) -> keras.Model:
     """
 
     def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if isinstance(layer, keras.Model) and normalisations(layer):
+            raise ValueError(f"{layer.name} is a model within it")
         if not isinstance(layer, keras.layers.BatchNormalization):
             return layer.__class__.from_config(layer.get_config())
         if not (layer.scale and layer.center and layer.axis in (-1, len(layer.input.shape) - 1) and layer.trainable):
@@ -142,6 +144,10 @@ class Recalibrated:
         """Return loss, clipped loss and accuracy at w."""
         return self._own.evaluate(Point(w, self._estimator.state(w)))
 
+    def value(self, w: np.ndarray) -> float:
+        """Return the loss at w."""
+        return self.evaluate(w).loss
+
     def value_and_gradient(self, w: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the loss at w, and the gradient of that with the statistics of the batch."""
-        return self.evaluate(w).loss, self._of_batch.value_and_gradient(w)[1]
+        return self.value(w), self._of_batch.value_and_gradient(w)[1]

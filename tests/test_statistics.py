@@ -1,6 +1,7 @@
 """statistics: what moving averages are at weights that no training has passed."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -89,8 +90,9 @@ def test_networks_that_cannot_be_copied():
 
     own = Own()
     own.build((None, 3))
+    within = keras.Sequential([keras.Input((3,)), keras.Sequential([keras.layers.BatchNormalization()])])
     unscaled = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(scale=False)])
-    for model in (own, unscaled):
+    for model in (own, within, unscaled):
         with pytest.raises(UserError, match="whose layers stand in a list or graph .*--statistics=interpolate"):
             statistics.of_the_batch(model)
 
@@ -122,13 +124,18 @@ def test_three_policies_in_the_scripts(run_script, tmp_path):
     np.testing.assert_allclose(losses[1], losses[2], rtol=0.01)  # one chunk, but for epsilon
     assert (np.abs(losses[0] - losses[1]) > 0.01).all()  # of three epochs, in which the moving averages lag
     box = ["--space=full", "--eps=1e-3", "--iterations=2"]
-    done = run_script("sharpness.py", *common, *box, "--statistics=recalibrate")
+    done = run_script("sharpness.py", *common, *box, "--statistics=recalibrate", "--rescale=1,2")
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "result").glob("small-sharpness-*recalibrate.json")
     results = json.loads(path.read_text())["results"]
     for label, alpha in (("SB", 1), ("LB", 2)):
         assert results[label][0]["result"]["loss"] == pytest.approx(losses[2, alpha], rel=1e-6)
         assert results[label][0]["result"]["value"] > 0
+    lines = [line.split() for line in done.stdout.splitlines() if re.match(r"(SB|LB) +[12]( +\d\S*){4}$", line)]
+    assert [float(line[2]) for line in lines] == pytest.approx(np.repeat(losses[2, 1:3], 2), rel=2e-3), "epsilon"
+    curved = ["--curvature", "--curvature_samples=300", "--dimension=2", "--probes=1", "--steps=2", "--products=3"]
+    done = run_script("sharpness.py", *common, *curved, "--statistics=recalibrate")
+    assert done.returncode == 0, done.stderr
     refused = run_script("sharpness.py", *folders, "-n", "F1", "--dataset=digits", "--statistics=batch")
     assert refused.returncode == 2 and "F1 has no moving averages" in refused.stderr
 
