@@ -70,7 +70,7 @@ def edge_of_stability(tracked: dict[str, list[Tracked]], steps: dict[str, int], 
                 epochs, [getattr(row, name) for row in known], color=color, marker=marker, ms=3, lw=1, label=label
             )
         edges = [(row.step / steps[label], getattr(row, edge)) for label, rows in tracked.items() for row in rows]
-        edges = sorted(pair for pair in edges if pair[1] is not None)
+        edges = sorted(pair for pair in edges if pair[1] is not None and np.isfinite(pair[1]))
         axes.plot(*zip(*edges, strict=True), "--", color="0.3", lw=1.2, label="edge of stability")
         axes.set_yscale("log")
         axes.set_ylabel(words)

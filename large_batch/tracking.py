@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Tracked:
     """What was found after so many steps, over the samples of the objective.
 
-    `eigenvalue` is the largest of H, `edge` where an optimizer of this learning rate and momentum would cease to be
-    stable without a preconditioner; `preconditioned` and `preconditioned_edge` are the same of P^-1 H. None where the
+    `eigenvalue` is the largest of H, `edge` where gradient descent of this learning rate, or SGD with its momentum,
+    ceases to be stable; `preconditioned` and `preconditioned_edge` are those of P^-1 H and of ADAM. None where the
     weights or the iterations came to nothing, and where the optimizer has no preconditioner that is known, or none yet.
     """
 
@@ -63,7 +63,7 @@ def look(
             )
         root = aslinearoperator(diags_array(p**-0.5))
         found["preconditioned"] = _largest(root @ hessian @ root, [seed, step])
-        found["preconditioned_edge"] = (2 + 2 * optimizer.beta_1) / ((1 - optimizer.beta_1) * rate)
+        found["preconditioned_edge"] = _over((2 + 2 * optimizer.beta_1) / (1 - optimizer.beta_1), rate)
     return Tracked(step, objective.value(w), _largest(hessian, [seed, step]), **found)
 
 
@@ -81,11 +81,16 @@ def _steps(optimizer: keras.optimizers.Optimizer) -> int:
 def edge(optimizer: keras.optimizers.Optimizer, rate: float) -> float:
     """Return the largest curvature at which steps of this learning rate are stable, without a preconditioner.
 
-    With the momentum m of SGD it is (2 + 2 m) / r, with Nesterov's (2 + 2 m) / ((1 + 2 m) r) (Cohen et al., 2021).
+    With the momentum m of SGD it is (2 + 2 m) / r, with Nesterov's (2 + 2 m) / ((1 + 2 m) r) (Cohen et al., 2021); of
+    other optimizers it is that of gradient descent, 2 / r. Where a schedule has come to 0, there is no edge: infinity.
     """
     momentum = float(optimizer.momentum) if isinstance(optimizer, keras.optimizers.SGD) else 0.0
     nesterov = momentum and optimizer.nesterov
-    return (2 + 2 * momentum) / ((1 + 2 * momentum * nesterov) * rate)
+    return _over((2 + 2 * momentum) / (1 + 2 * momentum * nesterov), rate)
+
+
+def _over(curvature: float, rate: float) -> float:
+    return curvature / rate if rate else np.inf
 
 
 def preconditioner(optimizer: keras.optimizers.Optimizer) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from test_objective import closed_form, dense
 
 from large_batch import datasets
 from large_batch.backend import keras, tf
+from large_batch.curvature_figures import edge_of_stability
 from large_batch.errors import UserError
 from large_batch.hessian import TOLERANCE
 from large_batch.objective import Objective, flat_weights
@@ -103,6 +104,20 @@ def test_the_callback_leaves_no_trace(samples):
     assert track.rows[-1].loss > again.loss > 0
     with pytest.raises(UserError, match="not every 0 steps"):
         TrackEigenvalue(Objective(followed, x, y), every=0)
+
+
+def test_a_rate_that_falls_to_nothing(samples):
+    """A cosine ends at 0, where no curvature is too large; the training goes on."""
+    x, y = samples
+    rate = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=4)
+    for optimizer in (keras.optimizers.SGD(rate), keras.optimizers.Adam(rate)):
+        _, (track,) = fitted(samples, optimizer, lambda m: TrackEigenvalue(Objective(m, x[:200], y[:200]), every=4))
+        assert [row.edge for row in track.rows] == [pytest.approx(2 / 0.1), np.inf, np.inf]
+    assert track.rows[-1].preconditioned_edge == np.inf
+    rows = {"SB": track.rows}
+    figure = edge_of_stability(rows, {"SB": 4}, "")
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_ylim()[1] < 1e3
 
 
 def test_our_training_leaves_no_trace_and_repeats_what_it_saw(digits, tmp_path):
