@@ -35,10 +35,12 @@ class Request(Problem):
 
     With a `rescale` other than 1 it is measured where the weights before a normalisation are multiplied by this factor.
     `statistics` is the policy for moving averages (statistics.py), the first one where the network has none.
+    `of_hessian` says whether it takes Hessian-vector products.
     """
 
     kind: ClassVar[str]
     result_type: ClassVar[type]
+    of_hessian: ClassVar[bool] = False
 
     definition: str = dataclasses.field()  # without a default, so that the digests of earlier versions stay
     weights_digest: str = ""
@@ -166,6 +168,7 @@ class CurvatureRequest(Request):
 
     kind: ClassVar[str] = "curvature"
     result_type: ClassVar[type] = Curvature
+    of_hessian: ClassVar[bool] = True
     trial: ClassVar[int] = 0  # the seed of A
 
     epsilon: float

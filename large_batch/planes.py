@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from large_batch import files, store, surface
+from large_batch import files, hessian, store, surface
 from large_batch.distribution import Replicas
 from large_batch.measurements import Report, Request
 from large_batch.models import digest
@@ -86,9 +86,16 @@ class SurfaceRequest(Request):
         """The same for all rows of a plane, whatever the grid."""
         return dataclasses.replace(self, points=0, row=0, reach=0.0)
 
+    @property
+    def of_hessian(self) -> bool:
+        """Whether the plane takes Hessian-vector products."""
+        return self.directions == "eigenvectors"
+
     def cost(self, train: int, test: int) -> int:
-        """Return how many samples are evaluated."""
-        return self.places * (min(self.samples, train) + min(self.samples, test))
+        """Return about how many samples are evaluated; with the first row, for the plane, too."""
+        products = hessian.expected_products(self.dimensions) if self.of_hessian and self.row == 0 else 0
+        train, test = min(self.samples, train), min(self.samples, test)
+        return self.places * (train + test) + hessian.PASSES["product"] * products * train
 
     @property
     def places(self) -> int:

@@ -28,7 +28,7 @@ from large_batch.planes import Footing, Span, SurfaceRequest
 from large_batch.recipes import Recipe
 from large_batch.scalars import Scalars
 from large_batch.subspace import RandomSubspace
-from large_batch.training import Epoch, StepMemory
+from large_batch.training import Epoch
 
 LOG_SECONDS = 30  # between two lines in a log file
 SURE_SECONDS = 5  # of work, after which it is said how long the rest will take
@@ -231,9 +231,12 @@ class Runner:
         done = self.stored(asked)
         costs = {item: 0 if item in done else item[0].cost(train, test) for item in asked}
         steps = [self.minimizers.memory(longest) for longest in missing]
+        passes = {(getattr(item[0], "samples", None), item[0].of_hessian) for item, cost in costs.items() if cost}
+        passes |= {(longest.followed.samples, True) for longest in missing if longest.followed}
+        needed = [step.bytes for step in steps] + [self.objectives.measuring_bytes(*one) for one in passes]
         if self.minimizers.replicas.chief:
             work = f"{len(trainings)} trainings ({len(trainings) - len(missing)} stored, {resumed} resumed)"
-            self._say_plan(f"{work}, {len(asked)} measurements ({len(done)} stored)", trainings, steps, costs)
+            self._say_plan(f"{work}, {len(asked)} measurements ({len(done)} stored)", trainings, needed)
         for step in steps:
             step.check()
 
@@ -271,7 +274,7 @@ class Runner:
     def _run_name(self, recipe: Recipe) -> str:
         return self.minimizers.folder(recipe).path.name
 
-    def _say_plan(self, work: str, trainings: Iterable[Recipe], steps: list[StepMemory], costs: dict) -> None:
+    def _say_plan(self, work: str, trainings: Iterable[Recipe], needed: list[int]) -> None:
         """Print what will be done, with what, and where it is kept."""
         device = self.origin.device
         if device == "CPU":
@@ -279,8 +282,6 @@ class Runner:
         if (replicas := self.minimizers.replicas.count) > 1:
             device = f"{replicas} replicas: {device}"
         sizes = sorted({size for recipe in trainings for size in recipe.batch_sizes})
-        needed = [step.bytes for step in steps]
-        needed += [self.objectives.gradient_bytes] if any(costs.values()) else []
         print(f"Device:   {device}")
         if sizes:
             print(f"Batches:  {', '.join(f'{size:,}' for size in sizes)} samples")

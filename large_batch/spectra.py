@@ -53,6 +53,7 @@ class HessianRequest(Request):
     what `measurements.SharpnessRequest` says of another one, too: the Hessian knows no epsilon.
     """
 
+    of_hessian: ClassVar[bool] = True
     space: ClassVar[str] = "full"
     epsilon: ClassVar[None] = None
     dimension: ClassVar[None] = None

@@ -10,14 +10,15 @@ import quick
 import small_network
 from quick import run_code
 
-from large_batch import files, paper, runner, store
-from large_batch.errors import BusyError
-from large_batch.layers import pixels
+from large_batch import files, objectives, paper, runner, store
+from large_batch.errors import BusyError, UserError
+from large_batch.layers import kept_bytes, pixels
 from large_batch.measurements import EvaluationRequest, SharpnessRequest
 from large_batch.minimizers import Minimizers
 from large_batch.models import digest
 from large_batch.objective import Objective
 from large_batch.runner import Place, Runner, leave_busy_for_last, trajectories
+from large_batch.spectra import DensityRequest
 
 
 def test_what_others_do_is_left_to_the_end():
@@ -137,6 +138,25 @@ def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work,
     make(retrain=True).run([asked, half])
     assert work[3] == 3 * 3000
     assert files().items().isdisjoint((path, when) for path, when in before.items() if path.name == "history.csv")
+
+
+def test_the_memory_of_second_derivatives_is_known_beforehand(make, digits, monkeypatch):
+    first = make()
+    kept = kept_bytes(first.minimizers.build(quick.recipe(digits)), 100)
+    assert first.objectives.measuring_bytes(100, twice=False) == round(1.1 * kept)
+    assert first.objectives.measuring_bytes(100, twice=True) == 4 * kept
+    monkeypatch.setattr(objectives, "CHUNK", 100)
+    assert first.objectives.measuring_bytes(150, twice=True) == pytest.approx(3 * kept), "75 at once"
+    problem = {"network": "quick", "dataset": "digits", "data_digest": digits.digest, "definition": "repository"}
+    density = DensityRequest(**problem, samples=100, probes=1, steps=1), Place(quick.recipe(digits))
+    monkeypatch.setattr(objectives.distribution, "used_bytes", lambda: 0)
+    monkeypatch.setattr(objectives.distribution, "total_bytes", lambda: 4 * kept - 1)
+    with pytest.raises(UserError, match="product over 100 samples of quick at once takes about"):
+        first.run([], [density])
+    tracked = quick.recipe(digits, track="eigenvalue:1:100")
+    with pytest.raises(UserError, match="product over 100 samples of quick at once takes about"):
+        first.run([tracked])
+    assert not first.minimizers.is_stored(tracked), "nothing was done first"
 
 
 def test_a_training_that_was_stopped_is_said_to_be_resumed(make, digits, capsys):
