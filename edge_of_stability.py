@@ -6,7 +6,7 @@ gradient descent ceases to be stable, and that of the preconditioned Hessian, wh
 38 / learning rate. What is followed changes nothing of a training; it is kept with it, and a training that was killed
 continues. Several processes with one --run_dir share the work.
 
-    python edge_of_stability.py -n F1 --epochs 10 --track=eigenvalue:47,eigenvalue:2
+    python edge_of_stability.py -n F1 --epochs 10 --track=eigenvalue:235,eigenvalue:10
     python edge_of_stability.py -n C1 --epochs 20 --track=eigenvalue:2000:5000,eigenvalue:100:5000
 """
 
@@ -16,11 +16,16 @@ if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others
     import large_batch.ctrl_c  # noqa: F401
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from large_batch import cli
 from large_batch.cli import setting
 from large_batch.errors import UserError
+
+if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from large_batch.recipes import Recipe
+
+SAMPLES = 5000  # unless told otherwise: what batch normalisation takes its statistics from in all measurements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +34,35 @@ class Settings(cli.PairSettings):
 
     track: tuple[str, ...] = setting(
         ("eigenvalue:1000",),
-        "What to follow, as eigenvalue:STEPS or eigenvalue:STEPS:SAMPLES; with a comma, SB's and LB's.",
+        "What to follow, as eigenvalue:STEPS or eigenvalue:STEPS:SAMPLES (default: the first 5,000 training samples, "
+        "which batch normalisation takes at once); with a comma, SB's and LB's.",
         lambda texts: "-".join(texts).replace(":", "-"),
     )
 
     def resolve(self, network: Any, samples: int) -> Settings:
-        """Name what to follow for both."""
+        """Name what to follow for both, with the number of samples."""
         if len(self.track) > 2:
             raise UserError("--track says what to follow once for both trainings, or for small and for large batches.")
-        return replace(super().resolve(network, samples), track=(self.track[0], self.track[-1]))
+        both = (self.track[0], self.track[-1])
+        track = tuple(text if text.count(":") != 1 else f"{text}:{min(SAMPLES, samples)}" for text in both)
+        return replace(super().resolve(network, samples), track=track)
+
+
+def check(recipes: dict[str, Recipe], steps: dict[str, int]) -> int:
+    """Return over how many samples both trainings are followed, with so many `steps` an epoch.
+
+    Raises `UserError` where it is not the same for both, or where a training is looked at at its start only.
+    """
+    samples = {recipe.followed.samples for recipe in recipes.values()}
+    if len(samples) > 1:
+        raise UserError("--track must give one number of samples for both trainings, since fewer are another function.")
+    for label, recipe in recipes.items():
+        if (taken := recipe.epochs * steps[label]) < recipe.followed.every:
+            raise UserError(
+                f"{label} takes {taken:,} steps, and would be followed at its start only; give it a look every fewer "
+                "steps, as in --track=eigenvalue:235,eigenvalue:10."
+            )
+    return samples.pop()
 
 
 def main(settings: Settings) -> None:
@@ -55,13 +80,15 @@ def main(settings: Settings) -> None:
         label: experiment.recipe(batch, track=track)
         for (label, batch), track in zip(batches.items(), settings.track, strict=True)
     }
+    steps = {label: -(-len(experiment.data.x_train) // batch) for label, batch in batches.items()}
+    samples = check(recipes, steps)
     # Run
     if experiment.run(list(recipes.values()), []) is None:
         return
     tracked = {label: experiment.minimizers.tracked(recipe) for label, recipe in recipes.items()}
     # Table and figure
-    steps = {label: -(-len(experiment.data.x_train) // batch) for label, batch in batches.items()}
-    title = experiment.title(f"Largest eigenvalue of the Hessian, {settings.epochs} epochs")
+    what = f"Largest eigenvalue of the Hessian over {samples:,} training samples"
+    title = experiment.title(f"{what}, {settings.epochs} epochs")
     print(f"\n{title}\n{tables.tracked_table(tracked)}")
     rows = [
         {"minimizer": label, "epoch": row.step / steps[label]} | vars(row)

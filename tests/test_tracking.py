@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import quick
 from quick import minimizers, stop_in_epoch
-from small_network import NAME
+from small_network import NAME, SMALL
 from test_objective import closed_form, dense
 
+from edge_of_stability import Settings
 from large_batch import datasets
 from large_batch.backend import keras, tf
 from large_batch.curvature_figures import edge_of_stability
@@ -159,9 +160,16 @@ def test_small_and_large_batches_in_one_figure(run_script, tmp_path):
         rows = [(row["minimizer"], row["step"], row["epoch"]) for row in csv.DictReader(file)]
     small = [("SB", "0", "0.0"), ("SB", "2", "1.0"), ("SB", "4", "2.0")]
     assert rows == small + [("LB", "0", "0.0"), ("LB", "1", "1.0"), ("LB", "2", "2.0")]
+    assert "Largest eigenvalue of the Hessian over 100 training samples" in done.stdout
     summary = json.loads(path.with_suffix(".json").read_text())
     assert summary["tracked"]["SB"][0]["eigenvalue"] == pytest.approx(summary["tracked"]["LB"][0]["eigenvalue"])
     assert len(list((tmp_path / "figure").iterdir())) == 2
-    done = run_script("edge_of_stability.py", *job, "--track=loss:1")
-    assert done.returncode == 2
-    assert "like eigenvalue:1000" in done.stderr
+    assert Settings(track=("eigenvalue:7",)).resolve(SMALL, 60_000).track == ("eigenvalue:7:5000",) * 2
+    for track, words in (
+        ("loss:1", "like eigenvalue:1000"),
+        ("eigenvalue:2:100,eigenvalue:1:200", "one number of samples for both trainings"),
+        ("eigenvalue:2,eigenvalue:3", "LB takes 2 steps, and would be followed at its start only"),
+    ):
+        done = run_script("edge_of_stability.py", *job, f"--track={track}")
+        assert done.returncode == 2
+        assert words in done.stderr
