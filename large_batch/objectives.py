@@ -4,7 +4,7 @@ from functools import cached_property
 
 import numpy as np
 
-from large_batch import distribution, layers, statistics
+from large_batch import distribution, files, layers, statistics
 from large_batch.backend import keras
 from large_batch.datasets import DataSet
 from large_batch.distribution import Replicas
@@ -43,12 +43,11 @@ class Objectives:
         With `twice` it is that of a Hessian-vector product, which keeps four times the layers' outputs (C1 3.9, C2
         3.5 times, measured) and recomputes nothing; raises `UserError` where the machine has not so much.
         """
-        whole = min(samples or len(self._data.x_train), len(self._data.x_train))
-        at_once = -(-whole // -(-whole // CHUNK))
+        at_once = _at_once(min(samples or len(self._data.x_train), len(self._data.x_train)))
         part = -(-at_once // self._replicas.memories)
         recomputing = not twice and layers.recomputes(self._model, part)
         needed = round((4 if twice else 1.1) * layers.kept_bytes(self._model, part, recomputing))
-        if not self._by_the_batch:  # it is evaluated in smaller chunks then
+        if not _by_the_batch(self._model):  # it is evaluated in smaller chunks then
             return min(needed, CHUNK_BYTES * (2 if twice else 1))
         if twice and needed + distribution.used_bytes() > distribution.total_bytes() and distribution.device() == "CPU":
             raise UserError(
@@ -58,11 +57,6 @@ class Objectives:
                 f"than {CHUNK:,}."
             )
         return needed
-
-    @property
-    def _by_the_batch(self) -> bool:
-        """Whether the samples that are evaluated at once are part of the function."""
-        return any(isinstance(layer, BatchStatisticsNormalization) for layer in self._model.layers)
 
     def read(self, path: str) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return the weights in a file, (n,), and the state with them; raises `UserError` as `read_weights` does."""
@@ -125,6 +119,24 @@ class Objectives:
                 model = self._of_batch if policy == "batch" else self._model
                 settings = {"outputs": self._network.outputs, "replicas": self._replicas, "prepare": self._prepare}
                 self._made[key] = Objective(model, x[:size], y[:size], **settings)
+                ours, whole = _at_once(size), _at_once(len(x))
+                if half == "train" and _by_the_batch(model) and ours < whole:
+                    files.log.warning(
+                        "Batch normalisation takes its statistics from %s samples at once here, from %s over the whole "
+                        "set: that is another function. Compare only what was measured over as many samples.",
+                        f"{ours:,}",
+                        f"{whole:,}",
+                    )
             return self._made[key]
 
         return made(self._statistics)
+
+
+def _by_the_batch(model: keras.Model) -> bool:
+    """Say whether the samples that are evaluated at once are part of a model's function."""
+    return any(isinstance(layer, BatchStatisticsNormalization) for layer in model.layers)
+
+
+def _at_once(samples: int) -> int:
+    """Return how many samples, at most, are evaluated at once, of so many."""
+    return -(-samples // -(-samples // CHUNK))

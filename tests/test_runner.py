@@ -140,6 +140,16 @@ def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work,
     assert files().items().isdisjoint((path, when) for path, when in before.items() if path.name == "history.csv")
 
 
+def test_fewer_samples_at_once_are_said_to_be_another_function(make, caplog):
+    found = make().objectives
+    for samples in (None, 1500, 300):
+        assert not caplog.messages
+        found.train(samples)
+        found.test(samples)
+    (said,) = caplog.messages
+    assert said.startswith("Batch normalisation takes its statistics from 300 samples at once here, from 1,500 over")
+
+
 def test_the_memory_of_second_derivatives_is_known_beforehand(make, digits, monkeypatch):
     first = make()
     kept = kept_bytes(first.minimizers.build(quick.recipe(digits)), 100)
