@@ -2,8 +2,9 @@
 
 The directory has `train/` and `test/`, each with `feats.scp` and the alignment as pdf ids, `ali-pdf*` (.gz, .ark or
 plain), and, if the statistics of speakers are to be applied as `apply-cmvn` does, `cmvn.scp`, `utt2spk`, and the
-options of a Kaldi model directory in `cmvn_opts`. Archives may be text or binary, their matrices compressed. Pipes are
-refused, and so is whatever kaldiio would read beside Kaldi's own formats (sound, pickles).
+options of a Kaldi model directory in `cmvn_opts` (`--norm-means`, `--norm-vars`). Archives may be text or binary, their
+matrices compressed. Pipes are refused, and so is whatever kaldiio would read beside Kaldi's own formats (sound,
+pickles).
 
 A sample is a frame with its four neighbours on both sides, spliced as `splice-feats --left-context=4 --right-context=4`
 does: at the edges of an utterance its first or last frame is repeated. Only the frames are stored, and for each sample
@@ -27,6 +28,7 @@ CONTEXT = 4  # frames on each side
 NUMBERS = 40  # of a frame
 NAMED = 3  # dropped utterances that are named
 SMALLEST_VARIANCE = 1e-20  # as in Kaldi
+CMVN_OPTIONS = {f"--norm-{what}{value}" for what in ("means", "vars") for value in ("", "=true", "=false")}
 PLACE = re.compile(r"(.+?)(?::(\d+))?(?:\[(\d+):(\d+)\])?")  # file:offset[first row:last row] in an .scp
 
 
@@ -134,7 +136,9 @@ def _normalisation(folder: Path) -> Callable[[str, np.ndarray], np.ndarray | Non
         return lambda utterance, matrix: matrix
     statistics, speakers = dict(_scp(folder / "cmvn.scp")), folder / "utt2spk"
     speaker = dict(line.split() for line in speakers.read_text().splitlines()) if speakers.is_file() else {}
-    options = (folder / "cmvn_opts").read_text() if (folder / "cmvn_opts").is_file() else ""
+    options = (folder / "cmvn_opts").read_text().split() if (folder / "cmvn_opts").is_file() else []
+    if unknown := set(options) - CMVN_OPTIONS:
+        raise ValueError(f"{folder / 'cmvn_opts'} has {min(unknown)}; known are {', '.join(sorted(CMVN_OPTIONS))}")
 
     def normalise(utterance: str, matrix: np.ndarray) -> np.ndarray | None:
         sums = statistics.get(speaker.get(utterance, utterance))
@@ -145,7 +149,7 @@ def _normalisation(folder: Path) -> Callable[[str, np.ndarray], np.ndarray | Non
         if "--norm-means=false" in options:
             return matrix
         mean, square = sums[:, :-1].astype(np.float64) / sums[0, -1]
-        if "--norm-vars=true" in options:
+        if {"--norm-vars=true", "--norm-vars"} & {*options}:
             return ((matrix - mean) / np.sqrt(np.maximum(square - mean**2, SMALLEST_VARIANCE))).astype(np.float32)
         return (matrix - mean).astype(np.float32)
 

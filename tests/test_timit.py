@@ -123,7 +123,7 @@ def test_dropped_utterances_are_reported(tmp_path, capsys):
     np.testing.assert_array_equal(dense(data, "train"), spliced(kept))
 
 
-@pytest.mark.parametrize("options", ["", "--norm-vars=true", "--norm-means=false --norm-vars=false"])
+@pytest.mark.parametrize("options", ["", "--norm-vars=true", "--norm-vars\n", "--norm-means=false --norm-vars=false"])
 def test_statistics_of_speakers_are_applied(tmp_path, options):
     for half in ("train", "test"):
         matrices, _ = write_half(tmp_path / half, 0)
@@ -138,7 +138,9 @@ def test_statistics_of_speakers_are_applied(tmp_path, options):
             statistics[speaker] = np.block([[own.sum(axis=0), len(own)], [(own**2).sum(axis=0), 0]])
             for name in (name for name in matrices if speakers[name] == speaker):
                 mean = 0 if "means=false" in options else own.mean(axis=0)
-                expected[name] = (matrices[name] - mean) / (own.std(axis=0) if "vars=true" in options else 1)
+                expected[name] = (matrices[name] - mean) / (
+                    own.std(axis=0) if "vars" in options and "vars=f" not in options else 1
+                )
         write_scp(tmp_path / half / "cmvn.scp", statistics, "double")
     np.testing.assert_allclose(
         dense(datasets.load("timit", tmp_path), "train"), spliced(expected), rtol=1e-5, atol=1e-6
@@ -164,6 +166,11 @@ def refeature(matrices):
     return lambda folder: write_scp(folder / "feats.scp", matrices)
 
 
+def skip(folder):
+    write_scp(folder / "cmvn.scp", {"u": np.ones((2, 41))})
+    (folder / "cmvn_opts").write_text("--norm-vars=false --skip-dims=13")
+
+
 def cut(folder):
     (folder / "feats.ark").write_bytes((folder / "feats.ark").read_bytes()[:500])
 
@@ -182,6 +189,7 @@ def cut(folder):
         (refeature({"u": np.ones((3, 40))}), "no utterance to use: 1 dropped"),
         (refeature({name: np.full((n, 40), np.nan) for name, n in LENGTHS.items()}), "NaN"),
         (lambda folder: [path.unlink() for path in folder.glob("ali-pdf*")], "has no alignment ali-pdf.* ali-to-pdf"),
+        (skip, "cmvn_opts has --skip-dims=13; known are --norm-means, "),
         (lambda folder: (folder / "ali-pdf.1.gz").write_bytes(b"text"), "Not a gzipped file"),
     ],
 )
