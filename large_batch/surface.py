@@ -217,7 +217,7 @@ def layout(model: keras.Model) -> list[Part]:
     filters = {}
     for layer in model._flatten_layers():
         for variable in getattr(layer, "trainable_variables", []):
-            if hasattr(layer, "depth_multiplier") and "pointwise" not in variable.path:
+            if hasattr(layer, "depth_multiplier") and "pointwise" not in variable.name:
                 filters[variable.path] = (-2, -1)
             elif type(layer).__name__.endswith("Transpose"):  # (height, width, outputs, inputs)
                 filters[variable.path] = (-2,)

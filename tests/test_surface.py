@@ -34,7 +34,8 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def network():
     """Convolutions of each kind, one of them in a model within the model, and batch normalisation."""
-    inner = keras.Sequential([keras.Input((6, 6, 2)), keras.layers.DepthwiseConv2D(3, depth_multiplier=2)])
+    inner = [keras.Input((6, 6, 2)), keras.layers.DepthwiseConv2D(3, depth_multiplier=2)]
+    inner = keras.Sequential(inner, name="pointwise")  # which is no kernel of that name
     layers = [inner, keras.layers.BatchNormalization(), keras.layers.Conv2DTranspose(3, 2), keras.layers.Flatten()]
     return keras.Sequential([keras.Input((6, 6, 2)), *layers, keras.layers.Dense(3)])
 
