@@ -12,7 +12,8 @@ from large_batch.correlations import RankCorrelation
 from large_batch.spectrum import Density
 from large_batch.tracking import Tracked
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # which colour-blind people tell apart: SB, LB, ...
+# Which colour-blind people tell apart: SB, LB, ...
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#f0e442")
 
 
 def spectral_densities(densities: dict[str, dict[str, Density]], title: str) -> Figure:
