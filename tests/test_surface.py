@@ -52,7 +52,7 @@ def test_filter_normalisation_by_hand(network):
             part.reshape(v.shape) for part, v in zip(np.split(vector, offsets), model.trainable_variables, strict=True)
         ]
 
-    expected, ours = arrays(direction), arrays(w)
+    expected, ours = arrays(direction.copy()), arrays(w)  # a copy, since what is expected is written into it
     depthwise, _, gamma, _, transposed, _, dense, _ = range(8)
     for kernel, filters in (
         (depthwise, [np.s_[:, :, i, j] for i in range(2) for j in range(2)]),  # of input i, multiple j
