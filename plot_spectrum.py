@@ -39,14 +39,16 @@ class Settings(cli.SpectrumSettings):
 
 
 def rows(densities: dict[str, dict[str, Any]]) -> list[dict]:
-    """Return the rows of the .csv file: the density of each minimizer and layer at eigenvalues of its range."""
+    """Return the rows of the .csv file: the density of each minimizer and layer at eigenvalues of its range, with bells
+    of one width for all minimizers, as in the figure."""
     found = []
     for layer, group in densities.items():
+        width = max(density.width for density in group.values())
         for label, density in group.items():
             low, high = density.range
-            eigenvalues = np.linspace(low - 5 * density.width, high + 5 * density.width, POINTS)
-            values = zip(eigenvalues, *density.at(eigenvalues), strict=True)
-            place = {"minimizer": label, "layer": layer}
+            eigenvalues = np.linspace(low - 5 * width, high + 5 * width, POINTS)
+            values = zip(eigenvalues, *density.at(eigenvalues, width), strict=True)
+            place = {"minimizer": label, "layer": layer, "width": width}
             found += [place | dict(zip(("eigenvalue", "density", "error"), row, strict=True)) for row in values]
     return found
 

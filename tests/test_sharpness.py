@@ -183,6 +183,8 @@ def test_curvature_and_spectrum(run_sharpness, run_script, tmp_path):
         group = [row for row in rows if (row["minimizer"], row["layer"]) == place]
         x, y = ([float(row[name]) for row in group] for name in ("eigenvalue", "density"))
         assert np.trapezoid(y, x) == pytest.approx(1, abs=1e-3)
+    for layer in ("", *layers):
+        assert len({row["width"] for row in rows if row["layer"] == layer}) == 1, "as they are drawn"
     assert {path.suffix for path in (tmp_path / "figure").glob(f"{name}.*")} == {".pdf", ".png"}
 
 
