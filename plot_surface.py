@@ -214,7 +214,9 @@ def main(settings: Settings) -> None:
         labels = axis_labels(settings, marks, halves[0].axis_values)
         panels.append(Panel(title, *halves, labels, marks, trajectory=settings.directions == "pca"))
     # Table and figures
-    title = experiment.title(f"Surfaces after {settings.epochs} epochs, {settings.samples:,} samples of each set")
+    trained = any(name in NAMES for name in settings.chosen)
+    when = f"after {settings.epochs} epochs" if trained else "of given minimizers"
+    title = experiment.title(f"Surfaces {when}, {settings.samples:,} samples of each set")
     print(f"\n{title}\n{table(panels)}")
     draw = {"": surface_figures.contours, "-3d": surface_figures.views}
     if settings.axes == 1:

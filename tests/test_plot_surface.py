@@ -79,7 +79,9 @@ def test_points_against_keras(run, folder):
     for number, model in enumerate(models):
         files.append(f"{folder}/{number}.weights.h5")
         write_weights(model, files[-1])
-    summary, rows, arrays = written(run(f"--minimizers={','.join(files)}"))
+    printed = run(f"--minimizers={','.join(files)}")
+    assert "Surfaces of given minimizers, 300 samples of each set" in printed
+    summary, rows, arrays = written(printed)
     assert [origin["weights_file"] for origin in summary["made_of"][""]] == files
     flat = [np.concatenate([v.ravel() for v in model.get_weights()]).astype(np.float64) for model in models]
     plane = through(flat)
