@@ -115,8 +115,9 @@ def sgd(size: int, epochs: int) -> str:
     return f"sgd:{rate},momentum=0.9,weight_decay=0.0001,cosine={epochs}"
 
 
-def level_then_falling(rows: Sequence[Row], test: int) -> Claim:
-    """Judge the claim from the trainings, whose accuracies are of so many test samples."""
+def level_then_falling(rows: Sequence[Row], test: int, tuned: bool = True) -> Claim:
+    """Judge the claim, which is of weights that are `tuned`, from the trainings, whose accuracies are of so many test
+    samples."""
     from large_batch import claims
 
     def of(size: int) -> list[float]:
@@ -134,6 +135,8 @@ def level_then_falling(rows: Sequence[Row], test: int) -> Claim:
         verdict = claims.CONTRADICTED if fall <= 0 else open_ or claims.CONTRADICTED
         if fall > 0 and not open_ and spread < fall / 2:
             verdict = claims.HOLDS
+        if not tuned:
+            verdict, found = claims.OPEN, f"{found}, from random weights; the claim is of fine-tuning"
     return claims.Claim(
         f"The accuracy is level up to a batch of {LEVEL} and falls at {LARGEST} (table of the reproduction).",
         f"The means up to {LEVEL} differ by less than half of the fall from them to {LARGEST}, and the fall is clear "
@@ -182,8 +185,10 @@ def main(settings: Settings) -> None:
     # Table, claim and figure
     comparable = experiment.known_data and experiment.data.name == "cifar10"
     published = paper.FINE_TUNED if comparable and not experiment.network.own else {}
-    title = experiment.title(f"Fine-tuning from {Path(settings.weights).name}, {settings.epochs} epochs")
-    claim = level_then_falling(rows, len(experiment.data.x_test))
+    tuned = settings.weights != "none" and settings.network == Settings.network
+    begun = f"Fine-tuning from {Path(settings.weights).name}" if tuned else "Training from random weights"
+    title = experiment.title(f"{begun}, {settings.epochs} epochs")
+    claim = level_then_falling(rows, len(experiment.data.x_test), tuned)
     print(f"\n{title}\n{table(rows, published)}\n\n{claim}")
     summary = {"claim": claim, "recipes": recipes}
     experiment.write("finetune", rows, summary, {"": figures.fine_tuning(rows, published, title)})
