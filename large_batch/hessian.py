@@ -44,8 +44,12 @@ class Projection:
 
 
 def expected_products(eigenvalues: int) -> int:
-    """Return about how many Hessian-vector products so many eigenvalues at one end take."""
-    return 4 * max(20, 2 * eigenvalues + 1)
+    """Return about how many Hessian-vector products so many eigenvalues at one end take.
+
+    They come in cycles of what is multiplied here, of which one mostly suffices: F1's minimizers took 21 products for
+    1, 2 and 5 of the largest, and SB's 54 for the 5 lowest and, before, the largest.
+    """
+    return round(1.5 * max(20, 2 * eigenvalues + 1))
 
 
 def hessian_operator(

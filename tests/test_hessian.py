@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+from scipy.sparse.linalg import LinearOperator
 from test_objective import closed_form, dense
 from test_sharpness_metric import Quadratic
 
 from large_batch import datasets
 from large_batch.backend import keras
 from large_batch.errors import MachineError, UserError
-from large_batch.hessian import TOLERANCE, hessian_operator, largest_eigenvalues, project
+from large_batch.hessian import TOLERANCE, expected_products, hessian_operator, largest_eigenvalues, project
 from large_batch.layers import pixels
 from large_batch.objective import Objective
 from large_batch.sharpness_metric import curvature, half_widths, sharpness
@@ -47,6 +48,16 @@ def test_eigenvalues_of_a_known_matrix(known):
     expected, directions = np.linalg.eigh(known.hessian)
     np.testing.assert_allclose(values, expected[::-1][:3], rtol=TOLERANCE)
     assert abs(vectors[:, 0] @ directions[:, -1]) == pytest.approx(1, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_what_eigenvalues_take_is_known_beforehand(count):
+    """Of a spectrum like a network's: a few large eigenvalues, and a bulk near zero."""
+    diagonal = np.concatenate([np.geomspace(1, 0.05, 30), np.linspace(-1e-3, 1e-3, 2000)])
+    products = []
+    known = LinearOperator((2030, 2030), matvec=lambda v: products.append(1) or diagonal * v.ravel(), dtype=float)
+    largest_eigenvalues(known, count)
+    assert 0.5 < len(products) / expected_products(count) < 2
 
 
 def test_projection_of_a_known_matrix(known):

@@ -108,8 +108,8 @@ def test_the_other_directions(run, folder):
     assert lines["LB_train_loss"][0, 2] == pytest.approx(center, rel=1e-6), "the minimizer"
     assert lines["LB_train_loss"][0, 0] != pytest.approx(around[2]["LB_train_loss"][2, 0], rel=1e-6)
     printed = run("--directions=eigenvectors", "--minimizers=LB")
-    # 25 points of 600 samples, and 80 products of 9 passes over 300, in epochs of 3 x 1500
-    assert "25 points in 5 measurements, as much work as 51 epochs of training.\n" in printed
+    # 25 points of 600 samples, and 30 products of 9 passes over 300, in epochs of 3 x 1500
+    assert "25 points in 5 measurements, as much work as 21 epochs of training.\n" in printed
     steep = written(printed)[2]
     assert steep["LB_axis_values"][0] > steep["LB_axis_values"][1]
     (kept,) = (folder / "run" / "surfaces").glob("small-*-eigenvectors2d-plane-*/eigenvectors.npz")
