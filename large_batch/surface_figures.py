@@ -92,7 +92,8 @@ def views(panels: Sequence[Panel], title: str = "") -> Figure:
         surface = panel.train
         values = _clipped(surface.loss, norm)
         colors = ScalarMappable(norm, "viridis").to_rgba(values)
-        axes.plot_surface(*np.meshgrid(surface.a, surface.b), height(values), facecolors=colors, rcount=200, ccount=200)
+        style = {"facecolors": colors, "shade": False, "rcount": 200, "ccount": 200}  # shade would darken the colours
+        axes.plot_surface(*np.meshgrid(surface.a, surface.b), height(values), **style)
         axes.set_zlim(height(norm.vmin), height(norm.vmax))
         axes.zaxis.set_major_formatter(FuncFormatter(lambda h, _: f"{loss(h):.2g}"))
         for axis, label in zip((axes.xaxis, axes.yaxis), panel.axes, strict=True):

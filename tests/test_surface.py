@@ -256,6 +256,8 @@ def test_figures_of_losses_that_are_no_numbers():
     panels = [Panel("one", found), Panel("other", found, marks=("here",))]
     for figure in (surface_figures.contours(panels), surface_figures.views(panels[:1])):
         figure.draw_without_rendering()
+    faces = figure.axes[0].collections[0].get_facecolor()
+    assert tuple(faces[0]) == pytest.approx(colormaps["viridis"](1.0)), "the scale's colour, whatever the slope"
     without = Surface(found.a, found.b, values, np.full((2, 3), np.nan), found.marks, found.axis_values)
     assert len(surface_figures.contours([Panel("a regression", without)]).axes) == 2, "the loss and its scale"
     surface_figures.lines([Panel("line", line)]).draw_without_rendering()
