@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
-
-if TYPE_CHECKING:
-    from large_batch.datasets import DataSet
 
 Outputs = Literal["logits", "softmax"]  # of a network
 RECOMPUTE_BYTES = 8 * 2**30  # what a gradient may keep of the layers' outputs
@@ -221,11 +218,6 @@ def penalty(losses: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor | int:
 def pixels(x: tf.Tensor) -> tf.Tensor:
     """Scale uint8 pixels to float32 in [0, 1]; the original's only preprocessing. Floats pass as they are."""
     return tf.cast(x, tf.float32) / 255 if x.dtype == tf.uint8 else x
-
-
-def preparation(data: "DataSet") -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return what a network receives of the samples of a data set: scaled pixels, or windows of frames."""
-    return data.frames.splice if data.frames else pixels
 
 
 def rescaled(

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from large_batch import distribution, files, layers, optimizers, store, tracking
+from large_batch import distribution, files, optimizers, store, tracking
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
@@ -24,6 +24,7 @@ from large_batch.errors import SIGNALS, BusyError, Interrupted, MachineError, Us
 from large_batch.models import point_of, read_weights, write_weights
 from large_batch.networks import Network
 from large_batch.objective import Objective
+from large_batch.objectives import preparation
 from large_batch.recipes import Recipe
 from large_batch.tracking import Tracked
 from large_batch.training import DivergedError, Epoch, StepMemory, TrainingLoop, TrainingState
@@ -265,7 +266,7 @@ class Minimizers:
         return Minimizer(recipe, end.weights, start, loop.state.history, origin, end.state)
 
     def _objective(self, recipe: Recipe, x: np.ndarray, y: np.ndarray) -> Objective:
-        settings = {"outputs": self.network.outputs, "prepare": layers.preparation(self.data)}
+        settings = {"outputs": self.network.outputs, "prepare": preparation(self.data)}
         return Objective(self.build(recipe), x, y, replicas=self.replicas, **settings)
 
     def _look(self, recipe: Recipe) -> Callable[[keras.Model, keras.optimizers.Optimizer, int], dict]:

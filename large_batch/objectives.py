@@ -1,19 +1,25 @@
 """The losses of a network over the halves of a data set, with the state that belongs to a minimizer."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 
 from large_batch import distribution, files, layers, statistics
-from large_batch.backend import keras
+from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import Replicas
 from large_batch.errors import UserError
-from large_batch.layers import BatchStatisticsNormalization
+from large_batch.layers import BatchStatisticsNormalization, pixels
 from large_batch.models import read_weights
 from large_batch.networks import STATISTICS, Network
 from large_batch.objective import CHUNK, CHUNK_BYTES, Objective
 from large_batch.statistics import Estimator, Recalibrated
+
+
+def preparation(data: DataSet) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return what a network receives of the samples of a data set: scaled pixels, or windows of frames."""
+    return data.frames.splice if data.frames else pixels
 
 
 class Objectives:
@@ -22,7 +28,7 @@ class Objectives:
     def __init__(self, network: Network, data: DataSet, definition: str, replicas: Replicas):
         self._network, self._data, self._replicas = network, data, replicas
         self._model = network.build(definition, data.classes)
-        self._prepare = layers.preparation(data)
+        self._prepare = preparation(data)
         self._statistics = STATISTICS[0]
         self._made: dict[tuple[str, str, int], Objective | Recalibrated] = {}
         self._checked: list[Objective | Recalibrated] = []

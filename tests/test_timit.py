@@ -9,10 +9,10 @@ import pytest
 
 from large_batch import datasets
 from large_batch.errors import UserError
-from large_batch.layers import preparation
 from large_batch.minimizers import Minimizers
 from large_batch.networks import Network
 from large_batch.objective import Objective
+from large_batch.objectives import preparation
 from large_batch.recipes import Recipe
 from network_zoo import classifier
 
