@@ -10,16 +10,43 @@ from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import Replicas
 from large_batch.errors import UserError
+from large_batch.functions import Point
 from large_batch.layers import BatchStatisticsNormalization, pixels
 from large_batch.models import read_weights
 from large_batch.networks import STATISTICS, Network
-from large_batch.objective import CHUNK, CHUNK_BYTES, Objective
-from large_batch.statistics import Estimator, Recalibrated
+from large_batch.objective import CHUNK, CHUNK_BYTES, Evaluation, Objective
+from large_batch.statistics import Estimator
 
 
 def preparation(data: DataSet) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return what a network receives of the samples of a data set: scaled pixels, or windows of frames."""
     return data.frames.splice if data.frames else pixels
+
+
+class Recalibrated:
+    """The loss of a set of samples with statistics that are estimated over the training set at each point.
+
+    The gradient is that of the loss with the statistics of the batch, and goes through these: where chunks are large
+    the two functions are nearly the same.
+    """
+
+    def __init__(self, own: Objective, of_batch: Objective, estimator: Estimator):
+        """Take the objectives of the samples with given statistics and with those of the batch."""
+        self._own, self._of_batch, self._estimator = own, of_batch, estimator
+        self.samples, self.size = own.samples, own.size
+        self.hessian_vector_product = of_batch.hessian_vector_product
+
+    def evaluate(self, w: np.ndarray) -> Evaluation:
+        """Return loss, clipped loss and accuracy at w."""
+        return self._own.evaluate(Point(w, self._estimator.state(w)))
+
+    def value(self, w: np.ndarray) -> float:
+        """Return the loss at w."""
+        return self.evaluate(w).loss
+
+    def value_and_gradient(self, w: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the loss at w, and the gradient of that with the statistics of the batch."""
+        return self.value(w), self._of_batch.value_and_gradient(w)[1]
 
 
 class Objectives:

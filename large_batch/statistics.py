@@ -11,17 +11,12 @@ The statistics belong to weights: those that training has gathered fit its minim
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
-from large_batch.functions import Point
 from large_batch.layers import BatchStatisticsNormalization
-
-if TYPE_CHECKING:
-    from large_batch.objective import Evaluation, Objective
 
 
 def normalisations(model: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -125,29 +120,3 @@ class Estimator:
         with keras.StatelessScope(values):
             before = self._before(self._prepare(x), training=False)
         return [tf.nn.moments(tensor, list(range(tensor.shape.rank - 1))) for tensor in keras.tree.flatten(before)]
-
-
-class Recalibrated:
-    """The loss of a set of samples with statistics that are estimated over the training set at each point.
-
-    The gradient is that of the loss with the statistics of the batch, and goes through these: where chunks are large
-    the two functions are nearly the same.
-    """
-
-    def __init__(self, own: Objective, of_batch: Objective, estimator: Estimator):
-        """Take the objectives of the samples with given statistics and with those of the batch."""
-        self._own, self._of_batch, self._estimator = own, of_batch, estimator
-        self.samples, self.size = own.samples, own.size
-        self.hessian_vector_product = of_batch.hessian_vector_product
-
-    def evaluate(self, w: np.ndarray) -> Evaluation:
-        """Return loss, clipped loss and accuracy at w."""
-        return self._own.evaluate(Point(w, self._estimator.state(w)))
-
-    def value(self, w: np.ndarray) -> float:
-        """Return the loss at w."""
-        return self.evaluate(w).loss
-
-    def value_and_gradient(self, w: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the loss at w, and the gradient of that with the statistics of the batch."""
-        return self.value(w), self._of_batch.value_and_gradient(w)[1]

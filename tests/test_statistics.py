@@ -11,7 +11,8 @@ import tensorflow as tf
 from large_batch import statistics
 from large_batch.errors import UserError
 from large_batch.objective import Objective, flat_weights
-from large_batch.statistics import Estimator, Recalibrated
+from large_batch.objectives import Recalibrated
+from large_batch.statistics import Estimator
 
 
 def build(seed=0, dropout=0.5):
