@@ -23,7 +23,7 @@ from large_batch.spectrum import HESSIAN_MEASURES
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
-    from large_batch.measurements import Request
+    from large_batch.objectives import Request
 
 EPSILON = 1e-3  # of the boxes
 ALL = (*MEASURES, *HESSIAN_MEASURES)

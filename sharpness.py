@@ -32,7 +32,8 @@ from large_batch.subspace import MANIFOLDS, check_dimension
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
-    from large_batch.measurements import Measured, Request, Value
+    from large_batch.measurements import Measured, Value
+    from large_batch.objectives import Request
 
 __all__ = ["SharpnessResult", "sharpness"]
 

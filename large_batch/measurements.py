@@ -1,8 +1,4 @@
-"""Measurements of minimizers: each is made once, kept, and found again by everything that determines it.
-
-A request is a frozen data class of all that determines a result, but for the weights: `weights_digest` is empty until
-they are known.
-"""
+"""Measurements of minimizers: each is made once, kept, and found again by everything that determines it."""
 
 from __future__ import annotations
 
@@ -11,56 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, get_type_hints
+from typing import ClassVar, get_type_hints
 
 import numpy as np
 
 from large_batch import files, store
 from large_batch.distribution import Replicas
 from large_batch.hessian import PASSES
-from large_batch.networks import STATISTICS, Problem
+from large_batch.objectives import Objectives, Report, Request
+from large_batch.recipes import Recipe
 from large_batch.sharpness_metric import SCALE, Curvature, SharpnessResult, curvature, expected_passes, sharpness
 from large_batch.subspace import RandomSubspace
-
-if TYPE_CHECKING:
-    from large_batch.objectives import Objectives
-    from large_batch.recipes import Recipe
-
-Report = Callable[[int, str], None]  # receives the samples evaluated since the last report, and a note
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request(Problem):
-    """What can be measured; `kind` is the folder that results of its type share.
-
-    With a `rescale` other than 1 it is measured where the weights before a normalisation are multiplied by this factor.
-    `statistics` is the policy for moving averages (statistics.py), the first one where the network has none.
-    `of_hessian` says whether it takes Hessian-vector products.
-    """
-
-    kind: ClassVar[str]
-    result_type: ClassVar[type]
-    of_hessian: ClassVar[bool] = False
-
-    definition: str = dataclasses.field()  # without a default, so that the digests of earlier versions stay
-    weights_digest: str = ""
-    rescale: float = 1.0
-    statistics: str = STATISTICS[0]
-
-    @property
-    def name(self) -> str:
-        """What a person looks for in a listing."""
-        return f"{self.network}-{self.weights_digest[:8]}"
-
-    def cost(self, train: int, test: int) -> int:
-        """Return about how many samples are evaluated, for sets of so many."""
-
-    def subspace(self, size: int) -> RandomSubspace | None:
-        """Return the random subspace of `size` weights that it is measured in; None for none."""
-        return None
-
-    def compute(self, objectives: Objectives, w: np.ndarray, subspace: RandomSubspace | None, report: Report) -> object:
-        """Measure at the weights w, shape (n,), in `subspace(n)`, which several measurements may share."""
 
 
 @dataclass(frozen=True)

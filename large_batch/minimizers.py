@@ -24,7 +24,7 @@ from large_batch.errors import SIGNALS, BusyError, Interrupted, MachineError, Us
 from large_batch.models import point_of, read_weights, write_weights
 from large_batch.networks import Network
 from large_batch.objective import Objective
-from large_batch.objectives import preparation
+from large_batch.objectives import Report, preparation
 from large_batch.recipes import Recipe
 from large_batch.tracking import Tracked
 from large_batch.training import DivergedError, Epoch, StepMemory, TrainingLoop, TrainingState
@@ -35,7 +35,6 @@ TRACKED = "tracked.csv"
 CHECKPOINTS = "checkpoint-*.npz"
 KEPT_CHECKPOINTS = 2
 
-Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note on the state
 Watch = Callable[[list[Epoch]], None]  # receives the history after an epoch
 
 

@@ -1,7 +1,13 @@
-"""The losses of a network over the halves of a data set, with the state that belongs to a minimizer."""
+"""The losses of a network over the halves of a data set, with the state that belongs to a minimizer; and what is asked
+of them, a request."""
 
+from __future__ import annotations
+
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,9 +19,12 @@ from large_batch.errors import UserError
 from large_batch.functions import Point
 from large_batch.layers import BatchStatisticsNormalization, pixels
 from large_batch.models import read_weights
-from large_batch.networks import STATISTICS, Network
+from large_batch.networks import STATISTICS, Network, Problem
 from large_batch.objective import CHUNK, CHUNK_BYTES, Evaluation, Objective
 from large_batch.statistics import Estimator
+from large_batch.subspace import RandomSubspace
+
+Report = Callable[[int, str], None]  # receives the samples evaluated since the last report, and a note
 
 
 def preparation(data: DataSet) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -173,3 +182,38 @@ def _by_the_batch(model: keras.Model) -> bool:
 def _at_once(samples: int) -> int:
     """Return how many samples, at most, are evaluated at once, of so many."""
     return -(-samples // -(-samples // CHUNK))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Problem):
+    """What can be measured: all that determines a result but the weights. `kind` is the folder that its results share.
+
+    `weights_digest` is that of the weights, empty until they are known. With a `rescale` other than 1 it is measured
+    where the weights before a normalisation are multiplied by this factor. `statistics` is the policy for moving
+    averages (statistics.py), the first one where the network has none; `of_hessian` says whether Hessian-vector
+    products are taken.
+    """
+
+    kind: ClassVar[str]
+    result_type: ClassVar[type]
+    of_hessian: ClassVar[bool] = False
+
+    definition: str = dataclasses.field()  # without a default, so that the digests of earlier versions stay
+    weights_digest: str = ""
+    rescale: float = 1.0
+    statistics: str = STATISTICS[0]
+
+    @property
+    def name(self) -> str:
+        """What a person looks for in a listing."""
+        return f"{self.network}-{self.weights_digest[:8]}"
+
+    def cost(self, train: int, test: int) -> int:
+        """Return about how many samples are evaluated, for sets of so many."""
+
+    def subspace(self, size: int) -> RandomSubspace | None:
+        """Return the random subspace of `size` weights that it is measured in; None for none."""
+        return None
+
+    def compute(self, objectives: Objectives, w: np.ndarray, subspace: RandomSubspace | None, report: Report) -> object:
+        """Measure at the weights w, shape (n,), in `subspace(n)`, which several measurements may share."""

@@ -8,19 +8,16 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from large_batch import files, hessian, store, surface
 from large_batch.distribution import Replicas
-from large_batch.measurements import Report, Request
 from large_batch.models import digest
+from large_batch.objectives import Objectives, Report, Request
+from large_batch.recipes import Recipe
 from large_batch.surface import Plane, Surface
-
-if TYPE_CHECKING:
-    from large_batch.objectives import Objectives
-    from large_batch.recipes import Recipe
 
 DIRECTIONS = ("points", "random", "eigenvectors", "pca")
 KEPT = "eigenvectors.npz"

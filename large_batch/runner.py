@@ -20,11 +20,11 @@ import numpy as np
 from large_batch import distribution, measurements, planes, store
 from large_batch.errors import BusyError
 from large_batch.files import erased
-from large_batch.measurements import Measured, Request, SharpnessRequest
+from large_batch.measurements import Measured, SharpnessRequest
 from large_batch.minimizers import Minimizers
 from large_batch.models import digest
-from large_batch.objectives import Objectives
-from large_batch.planes import Footing, Span, SurfaceRequest
+from large_batch.objectives import Objectives, Report, Request
+from large_batch.planes import Footing, Span, SurfaceRequest, Weights
 from large_batch.recipes import Recipe
 from large_batch.scalars import Scalars
 from large_batch.subspace import RandomSubspace
@@ -35,8 +35,6 @@ SURE_SECONDS = 5  # of work, after which it is said how long the rest will take
 LONG_SECONDS = 3600  # from which on the cheaper ways are named, too
 LONG = "This takes long; cheaper: fewer --epochs, a GPU, or the same command on several machines that share --run_dir."
 
-Report = Callable[[int, str], None]  # receives the samples done since the last report, and a note
-Weights = tuple[np.ndarray, list[np.ndarray]]  # flat, (n,), and the state that is not trainable
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
@@ -269,7 +267,7 @@ class Runner:
         for (_, place), measured in results.items():
             if isinstance(measured.measurement, SharpnessRequest) and isinstance(end := place.ends[0], Recipe):
                 run = runs[end.at_epoch(0)]
-                self.scalars.sharpness(run, end.epochs, measured.measurement, measured.result.value)
+                self.scalars.sharpness(run, end.epochs, measured.measurement.name, measured.result.value)
 
     def _run_name(self, recipe: Recipe) -> str:
         return self.minimizers.folder(recipe).path.name

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from large_batch.backend import tf
-from large_batch.measurements import SharpnessRequest
 from large_batch.training import Epoch
 
 
@@ -31,12 +30,15 @@ class Scalars:
         writer.flush()
         self._epochs[run] = writer, len(history)
 
-    def sharpness(self, run: str, epoch: int, request: SharpnessRequest, value: float | None) -> None:
-        """Write a measurement at the iterate after an epoch, in percent, unless that is written or not resolved."""
-        if value is None or list((self._folder / run).glob(f"*.{request.name}")):
+    def sharpness(self, run: str, epoch: int, name: str, value: float | None) -> None:
+        """Write a measurement at the iterate after an epoch, in percent, unless that is written or not resolved.
+
+        `name` is that of the request: network, weights and how it was measured, with dashes between them.
+        """
+        if value is None or list((self._folder / run).glob(f"*.{name}")):
             return
-        writer = self._writer(run, f".{request.name}")
-        _write(writer, f"sharpness/{request.name.split('-', 2)[2]}", epoch, value)  # without network and weights
+        writer = self._writer(run, f".{name}")
+        _write(writer, f"sharpness/{name.split('-', 2)[2]}", epoch, value)  # without network and weights
         writer.close()
 
     def _writer(self, run: str, suffix: str) -> Any:

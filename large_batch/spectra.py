@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from large_batch import hessian, spectrum
 from large_batch.hessian import PASSES
-from large_batch.measurements import Report, Request
+from large_batch.objectives import Objectives, Report, Request
 from large_batch.spectrum import HESSIAN_MEASURES, Density, Estimate
-
-if TYPE_CHECKING:
-    from large_batch.objectives import Objectives
 
 
 @dataclass(frozen=True)
