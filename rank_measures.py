@@ -93,10 +93,10 @@ def main(settings: Settings) -> None:
     settings.check()
     import network_zoo
     from large_batch import curvature_figures, tables
-    from large_batch.correlations import rank_correlation
     from large_batch.experiment import Experiment
     from large_batch.measurements import EvaluationRequest
     from large_batch.runner import Place
+    from large_batch.trends import rank_correlation
 
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)

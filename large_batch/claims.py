@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from large_batch import breakpoints, paper
-from large_batch.breakpoints import Breakpoint
+from large_batch import paper, trends
+from large_batch.trends import Breakpoint
 
 HOLDS, DIRECTION, CONTRADICTED, OPEN = "holds", "in direction", "contradicted", "no verdict"
 LEVEL = 0.05  # of the tests over trials
@@ -201,7 +201,7 @@ def accuracy_threshold(
 ) -> tuple[Claim, Breakpoint | None]:
     """Judge section 3 with Figure 4, from the test accuracy at each batch size, trials among them; return the threshold
     too, if there is one."""
-    fit = breakpoints.plateaus(sizes, accuracies)
+    fit = trends.plateaus(sizes, accuracies)
     if fit is None:
         found, verdict = f"{len(sizes)} trainings", TOO_FEW
     else:
@@ -237,7 +237,7 @@ def sharpness_threshold(
     accuracy, if there is one."""
     known = ~np.isnan(sharpness)
     note = f"; {(~known).sum()} values are left out, which are not resolved" if not known.all() else ""
-    fit = breakpoints.two_segments(sizes[known], np.log10(sharpness[known]))
+    fit = trends.two_segments(sizes[known], np.log10(sharpness[known]))
     if fit is None:
         found, verdict = f"{known.sum()} values", TOO_FEW
     else:

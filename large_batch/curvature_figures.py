@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from large_batch.correlations import RankCorrelation
 from large_batch.spectrum import Density
 from large_batch.tracking import Tracked
+from large_batch.trends import RankCorrelation
 
 # Which colour-blind people tell apart: SB, LB, ...
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#f0e442")

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
 
-from large_batch.breakpoints import Breakpoint
 from large_batch.paper import EPSILONS, CurvePoint
 from large_batch.sharpness_metric import MEASURES
+from large_batch.trends import Breakpoint
 
 # Blue, vermilion and black of Okabe and Ito's palette, which the colour-blind tell apart, too; lighter for the original
 LOSS, ACCURACY, GROWING, LOSS_MUTED, ACCURACY_MUTED = "#0072b2", "#d55e00", "#000000", "#a9cfe5", "#f2c6a0"

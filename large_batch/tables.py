@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from large_batch import paper
-from large_batch.correlations import RankCorrelation
 from large_batch.measurements import Measured, Solution
 from large_batch.paper import Spread
 from large_batch.sharpness_metric import Curvature, SharpnessResult
 from large_batch.spectra import Eigenvalues, Traces
 from large_batch.spectrum import Estimate
 from large_batch.tracking import Tracked
+from large_batch.trends import RankCorrelation
 
 DIMENSION = 100  # of the random subspaces of Table 4
 LARGEST = "largest"  # of what several solvers found

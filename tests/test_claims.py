@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from large_batch import claims
-from large_batch.breakpoints import Breakpoint, plateaus, two_segments
 from large_batch.claims import CONTRADICTED, DIRECTION, HOLDS, ONE_TRIAL, OPEN, Path
+from large_batch.trends import Breakpoint, plateaus, two_segments
 
 SIZES = np.array([64, 128, 256, 512, 1024, 2048, 4096, 8192])
 

@@ -7,7 +7,7 @@ from conftest import recipe, solution
 from matplotlib.colors import to_rgb
 
 from large_batch import figures
-from large_batch.breakpoints import Breakpoint
+from large_batch.trends import Breakpoint
 
 
 def test_figures_show_what_is_resolved(digits):

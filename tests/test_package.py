@@ -19,8 +19,8 @@ FLOORS = {  # from the ground up, as in docs/design.md; a module imports from it
     "mathematics": "functions hessian layers losses models networks objective objectives optimizers recipes remedies "
     "samples sharpness_metric spectrum statistics subspace surface tracking training",
     "kept results": "measurements minimizers planes shipped spectra",
-    "commands": "breakpoints claims cli correlations curvature_figures experiment figures ledger paper results runner "
-    "scalars surface_figures tables",
+    "commands": "claims cli curvature_figures experiment figures ledger paper results runner "
+    "scalars surface_figures tables trends",
 }
 FLOORS = {floor: set(modules.split()) for floor, modules in FLOORS.items()}
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "large_batch").glob("*.py"))}

@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import kendalltau
 from small_network import NAME
 
-from large_batch.correlations import rank_correlation
 from large_batch.errors import UserError
+from large_batch.trends import rank_correlation
 
 
 def sweep():
