@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from large_batch import files
-from large_batch.backend import keras, tf
+from large_batch.backend import tf
 from large_batch.errors import BusyError, MachineError, UserError
 
 TF_CONFIG_HELP = (
@@ -127,22 +127,6 @@ class Replicas:
             if self.broadcast(busy is not None):
                 raise busy or BusyError(f"Another process works on {path}.")
             yield
-
-
-def update(change: Callable, variables: list, values: list[tf.Tensor]) -> None:
-    """Within a replica: call `change(variable, value)` for each pair; the values are the same on all replicas."""
-
-    def on_all(strategy: tf.distribute.Strategy, values: list) -> None:
-        for variable, value in zip(variables, values, strict=True):
-            own = variable.value if isinstance(variable, keras.Variable) else variable
-            strategy.extended.update(own, change, args=(value,), group=False)
-
-    tf.distribute.get_replica_context().merge_call(on_all, args=(list(values),))
-
-
-def assign(variables: list, values: list[tf.Tensor]) -> None:
-    """Within a replica: give variables their values, which are the same on all replicas."""
-    update(lambda variable, value: variable.assign(value), variables, values)
 
 
 ALONE = Replicas(tf.distribute.get_strategy())

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from large_batch import distribution, named
+from large_batch import named
 from large_batch.backend import keras, tf
 from large_batch.named import number
 
@@ -99,11 +99,11 @@ class QuasiNewton(keras.optimizers.Optimizer):
         def keep(past, gradient):
             past.scatter_update(tf.IndexedSlices(gradient[None], (kept % self.gradients)[None]))
 
-        distribution.update(keep, [self._past], [gradient])
+        _update(keep, [self._past], [gradient])
         changed = [self._squares, self._sum, self._summed, self._kept, *variables]
         parts = _like(w, variables)
-        distribution.assign(changed, [squares, self._sum + w, self._summed + 1, kept + 1, *parts])
-        distribution.assign([self.iterations], [self.iterations + 1])
+        assign(changed, [squares, self._sum + w, self._summed + 1, kept + 1, *parts])
+        assign([self.iterations], [self.iterations + 1])
 
     def _direction(self, gradient: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
         """Return the L-BFGS matrix times the gradient, by the two loops over the pairs."""
@@ -146,7 +146,23 @@ class QuasiNewton(keras.optimizers.Optimizer):
         ]
         w = tf.where(back, good, _flat(variables))
         changes += zip(variables, _like(w, variables), strict=True)
-        distribution.assign(*zip(*changes, strict=True))
+        assign(*zip(*changes, strict=True))
+
+
+def _update(change: Callable, variables: list, values: list[tf.Tensor]) -> None:
+    """Within a replica: call `change(variable, value)` for each pair; the values are the same on all replicas."""
+
+    def on_all(strategy: tf.distribute.Strategy, values: list) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            own = variable.value if isinstance(variable, keras.Variable) else variable
+            strategy.extended.update(own, change, args=(value,), group=False)
+
+    tf.distribute.get_replica_context().merge_call(on_all, args=(list(values),))
+
+
+def assign(variables: list, values: list[tf.Tensor]) -> None:
+    """Within a replica: give variables their values, which are the same on all replicas."""
+    _update(lambda variable, value: variable.assign(value), variables, values)
 
 
 def _flat(parts: list) -> tf.Tensor:

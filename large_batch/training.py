@@ -307,7 +307,7 @@ class TrainingLoop:
         pairs = zip(self.optimizer.variables, self._fresh, strict=True)
         pairs = [(v, value) for v, value in pairs if v is not self.optimizer._learning_rate]  # no public name
         fresh = [tf.fill(v.shape, tf.cast(value, v.dtype)) for v, value in pairs]
-        distribution.assign([v for v, _ in pairs], fresh)
+        optimizers.assign([v for v, _ in pairs], fresh)
 
     def _end_cycle(self, x, y) -> None:
         """Let adaQN judge its last steps by the loss of the monitoring set, on one replica."""
