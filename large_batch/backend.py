@@ -1,7 +1,7 @@
 """TensorFlow and Keras, started as this project needs them: `from large_batch.backend import keras, tf`.
 
 Start-up messages are shown only if TensorFlow fails to start. Keras runs on TensorFlow, whatever a user has chosen for
-other work; where it runs on another backend already, `UserError` says so. oneDNN's kernels are on, which TensorFlow by
+other work; where it runs on another backend already, `layers` refuses it. oneDNN's kernels are on, which TensorFlow by
 itself uses on some processors only. TensorFloat-32 is off: in it a GPU multiplies with 10 bits of mantissa, too coarse
 for the perturbations that are measured here.
 """
@@ -41,17 +41,5 @@ import tensorflow as tf  # noqa: E402
 
 __all__ = ["keras", "tf"]
 
-
-def _check_backend() -> None:
-    if keras.config.backend() != "tensorflow":
-        from large_batch.errors import UserError
-
-        raise UserError(
-            f"Keras was imported with the backend {keras.config.backend()}, but TensorFlow is needed; import "
-            "large_batch first, or set KERAS_BACKEND=tensorflow."
-        )
-
-
-_check_backend()
 tf.config.experimental.enable_tensor_float_32_execution(False)
 tf.get_logger().setLevel("ERROR")  # its hints on retracing are not for our users

@@ -13,6 +13,12 @@ import numpy as np
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 
+if keras.config.backend() != "tensorflow":  # which is called by the layers here, without which there is no model
+    raise UserError(
+        f"Keras was imported with the backend {keras.config.backend()}, but TensorFlow is needed; import large_batch "
+        "first, or set KERAS_BACKEND=tensorflow."
+    )
+
 Outputs = Literal["logits", "softmax"]  # of a network
 RECOMPUTE_BYTES = 8 * 2**30  # what a gradient may keep of the layers' outputs
 
