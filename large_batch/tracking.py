@@ -11,7 +11,6 @@ Following a training changes nothing of it. The iterations start at a random vec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import diags_array
@@ -21,9 +20,7 @@ from large_batch.backend import keras
 from large_batch.errors import MachineError, UserError
 from large_batch.hessian import hessian_operator, largest_eigenvalues
 from large_batch.layers import flat_weights
-
-if TYPE_CHECKING:
-    from large_batch.objective import Objective
+from large_batch.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,10 +23,8 @@ from large_batch.distribution import ALONE, Replicas
 from large_batch.errors import UserError
 from large_batch.layers import cross_entropy, flat_weights, pixels
 from large_batch.networks import Network
+from large_batch.recipes import Recipe
 from large_batch.remedies import Moment
-
-if TYPE_CHECKING:
-    from large_batch.recipes import Recipe
 
 BLOCK = 4096  # samples trained at most between two looks at the clock and at signals
 PACE = 1.0  # seconds that should not pass between them

@@ -28,12 +28,10 @@ SCRIPTS = sorted(ROOT.glob("*.py"))
 
 
 def imported(nodes: list[ast.AST]) -> set[str]:
-    """Return the dotted names of what these statements import, and all within them, but for type checkers' sake."""
+    """Return the dotted names of what these statements import, and all within them: in functions, for types only."""
     names = set()
     for node in nodes:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            names |= imported(node.orelse)
-        elif isinstance(node, ast.Import):
+        if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "no relative imports"
@@ -78,18 +76,11 @@ def test_there_is_no_circle():
 
 
 def test_there_are_at_most_eight_storeys():
-    top = {module: of_package(imported_at_once(tree)) for module, tree in MODULES.items()}
-
     @functools.cache
     def storey(module: str) -> int:
-        return 1 + max(map(storey, top[module]), default=0)
+        return 1 + max(map(storey, ALL[module]), default=0)
 
     assert max(map(storey, MODULES)) <= 8
-
-
-def imported_at_once(tree: ast.Module) -> set[str]:
-    """Return what importing the module imports: not what its functions do."""
-    return imported([node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)])
 
 
 def test_the_package_stands_without_the_root():
