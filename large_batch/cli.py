@@ -67,7 +67,7 @@ class Settings:
     """The settings of every script that trains."""
 
     network: str | None = setting(
-        None, "F1, F2, C1, C2, C3, C4, VGG11, MobileNetV2, or your own as file.py:name.", group="What to train"
+        None, f"{', '.join(networks.NAMES)}, or your own as file.py:name.", group="What to train"
     )
     dataset: str | None = setting(
         None,
@@ -79,7 +79,7 @@ class Settings:
         "As in the authors' code, or as in Appendix B.",
         "{}",
         "What to train",
-        choices=("repository", "paper"),
+        choices=networks.DEFINITIONS,
     )
     epochs: int = setting(100, "Epochs of each training.", "e{}", "What to train", least=1, most=10**6)
     seed: int = setting(
@@ -90,7 +90,7 @@ class Settings:
         "Of training; measuring is always float32.",
         "{}",
         "What to train",
-        choices=("float32", "bfloat16"),
+        choices=tuple(networks.PRECISIONS),
     )
     optimizer: str = setting(
         "adam",
