@@ -42,13 +42,14 @@ COMMANDS = (
     "sharpness.py -n F1 --space full --solver lbfgsb,vertex",
     # F1: the landscape
     "plot_surface.py -n F1",
+    "plot_surface.py -n F1 --directions pca --points 21",
     "sharpness.py -n F1 --curvature --probes 5 --steps 40",
     "plot_spectrum.py -n F1 --probes 5 --steps 40",
     "sharpness.py -n F1 --space full --measure keskar,relative,ball,adaptive --rescale 0.1,0.3,1,3,10 --eps 1e-3 "
     "--sharpness_samples 5000",
     "edge_of_stability.py -n F1 --epochs 10 --track eigenvalue:235:5000,eigenvalue:5:5000",
     # F1: remedies and other optimizers
-    "paper_tables.py -n F1 --trials 2 --epochs 50 --tables 7,robust,optimizers",
+    *(f"paper_tables.py -n F1 --trials 2 --epochs 50 --tables {name}" for name in ("7", "robust", "optimizers")),
     "rank_measures.py -n F1 --epochs 50 --batch_sizes 256,6000 --trials 2 --sharpness_samples 5000 "
     "--curvature_samples 5000 --remedies none,conservative,adversarial,stability,sam,asam",
     "plot_parametric_plot.py -n F1 --epochs 10 --remedy conservative",

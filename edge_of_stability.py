@@ -7,7 +7,7 @@ gradient descent ceases to be stable, and that of the preconditioned Hessian, wh
 continues. Several processes with one --run_dir share the work.
 
     python edge_of_stability.py -n F1 --epochs 10 --track=eigenvalue:235,eigenvalue:10
-    python edge_of_stability.py -n C1 --epochs 20 --track=eigenvalue:2000:5000,eigenvalue:100:5000
+    python edge_of_stability.py -n C1 --epochs 20 --track=eigenvalue:2000:1000,eigenvalue:100:1000
 """
 
 from __future__ import annotations

@@ -88,9 +88,11 @@ TABLES = {
         "Section 2.2: other optimizers",
         (*PLAIN, "LB adagrad", "LB sgd", "LB adaqn"),
         (TEST, *FULL),
-        AS_PLAIN.format("these three"),
+        f"{AS_PLAIN.format('these three')} SGD has momentum 0.9 and a learning rate of 0.1, with which the few steps "
+        "of large batches come to an end.",
     ),
 }
+SETTINGS = {"sgd": "sgd:learning_rate=0.1,momentum=0.9"}  # of optimizers, where not the default
 REMEDIES = ("augment", "conservative", "adversarial", "stability", "sam", "asam")
 
 
@@ -149,7 +151,7 @@ def recipes(experiment: Experiment, minimizer: str) -> list[Recipe]:
     settings = experiment.settings
     side, _, how = minimizer.partition(" ")
     always = named.split(settings.remedy) if settings.remedy else ()
-    method = {"remedies": (*always, how)} if how in REMEDIES else {"optimizer": how} if how else {}
+    method = {"remedies": (*always, how)} if how in REMEDIES else {"optimizer": SETTINGS.get(how, how)} if how else {}
     batch = {"SB": settings.small_batch, "LB": settings.large_batch}[side]
     return [experiment.recipe(batch, seed, **method) for seed in settings.seeds]
 

@@ -201,7 +201,7 @@ class Stability(Remedy):
     held: ClassVar[int] = 2
 
     strength: float = number(0.01)
-    deviation: float = number(0.04)
+    deviation: float = number(0.2)
 
     def loss(self, loss, now):
         def stabilised(x, y, weights=None):
