@@ -113,7 +113,7 @@ def trials(
     They are those of the longest trainings that all of the minimizers have; an empty list where there are none.
 
     Args:
-        results: What commands wrote. Of a seed that several have, the first counts.
+        results: What commands wrote. Of a seed that several have, that of most subspaces counts, the first of these.
         network: Its name.
         minimizers: "SB", "LB" or "LB sam" and so on.
         quantity: As in the .csv files.
@@ -137,13 +137,15 @@ def trials(
 
 def _by_length(results: Sequence[Result], asked: dict[str, str]) -> dict[tuple, dict[int, tuple[list[float], Result]]]:
     """Return the values of the rows that are as asked, and where they are, by (epochs, until converged) and seed."""
-    found: dict[tuple, dict[int, tuple[list[float], Result]]] = {}
+    found: dict[tuple, dict[int, dict[Path, tuple[list[float], Result]]]] = {}
     for result in results:
         for row in result.rows:
             known = row.get("value") and row.get("seed")  # a given file of weights has no seed
             if known and all(row.get(name, value) == value for name, value in asked.items()):
                 length = int(row["epochs"]), bool(result.setting("until_converged"))
-                values, source = found.setdefault(length, {}).setdefault(int(row["seed"]), ([], result))
-                if source is result:
-                    values.append(float(row["value"]))
-    return found
+                sources = found.setdefault(length, {}).setdefault(int(row["seed"]), {})
+                sources.setdefault(result.path, ([], result))[0].append(float(row["value"]))
+    return {
+        length: {seed: max(sources.values(), key=lambda source: len(source[0])) for seed, sources in seeds.items()}
+        for length, seeds in found.items()
+    }
