@@ -97,7 +97,7 @@ def measures_and_gap(rows: list[dict], ranks: dict[str, RankCorrelation], title:
     for axes, (measure, rank) in zip(panels, ranks.items(), strict=False):
         for (i, size), (j, remedy) in product(enumerate(sizes), enumerate(remedies)):
             group = [row for row in rows if (row["batch_size"], row["remedy"]) == (size, remedy)]
-            group = [row for row in group if row[measure] is not None]
+            group = [row for row in group if None not in (row[measure], row["gap"])]
             style = {"color": COLORS[i % len(COLORS)], "marker": "osD^vP*X"[j % 8], "ls": "", "ms": 5}
             label = f"{size:,}" if remedy == "none" else f"{size:,}, {remedy}"
             axes.plot([row[measure] for row in group], [row["gap"] for row in group], label=label, **style)

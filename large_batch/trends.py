@@ -169,7 +169,7 @@ class RankCorrelation:
 
 
 def rank_correlation(
-    measure: Sequence[float | None], gap: Sequence[float], settings: Sequence[dict], seed: int = 0
+    measure: Sequence[float | None], gap: Sequence[float | None], settings: Sequence[dict], seed: int = 0
 ) -> RankCorrelation:
     """Return the rank correlation of a measure with the generalisation gap.
 
@@ -178,7 +178,7 @@ def rank_correlation(
 
     Args:
         measure: Of each minimizer, (k,); those with None or NaN, where it is not resolved, take no part.
-        gap: Of each minimizer, (k,): training less test accuracy.
+        gap: Of each minimizer, (k,), likewise: training less test accuracy.
         settings: Of each minimizer's training, by name: batch size, epochs, seed, ...
         seed: Of the resamples.
 

@@ -59,6 +59,7 @@ def test_what_cannot_be_told():
     assert (found.count, found.tau, str(found)) == (1, None, "-")
     assert rank_correlation([2.0, 2.0, 2.0], gap, settings).tau is None
     assert rank_correlation([1.0, None, 2.0], gap, settings).tau == 1
+    assert rank_correlation([1.0, 2.0, 3.0], [*gap[:2], None], settings).count == 2
     with pytest.raises(UserError, match="for each minimizer"):
         rank_correlation([1.0], gap, settings)
 
