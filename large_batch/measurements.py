@@ -35,6 +35,12 @@ class Evaluated:
     test_accuracy: float | None
     note: str = ""
 
+    @property
+    def gap(self) -> float | None:
+        """The generalisation gap, training less test accuracy (points)."""
+        known = None not in (self.train_accuracy, self.test_accuracy)
+        return self.train_accuracy - self.test_accuracy if known else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest(Request):
