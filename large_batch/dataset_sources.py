@@ -1,7 +1,7 @@
 """Where the arrays of a data set come from: published files on disk, taken as they are (CIFAR archives, MNIST's IDX),
 tensorflow-datasets, published packages, scikit-learn.
 
-The arrays are not checked here, except that an archive is the published one before it is opened.
+An archive is known to be the published one before it is opened; else arrays are checked in `datasets`.
 """
 
 import contextlib
@@ -88,6 +88,11 @@ ARCHIVES = {
     },
 }
 
+# CIFAR-100: the SHA-1 of the binary version's two files, as Apache MXNet publishes them, and the superclass, A to T, of
+# each class.
+CIFAR100 = ("e207cd2e05b73b1393c74c7f5e7bea451d63e08e", "8fb6623e830365ff53cf14adec797474f5478006")
+SUPERCLASSES = "EBOIAGHHSDDOJSHLDJHLGLFKHGNPDPALBKMOQJLFFTIIPNORSKQERECARESRKDCMMQMBJTCKABQMJNPNQTCEGTFFITSBCPGARION"
+
 
 def published(name: str, folder: Path) -> tuple[Path, Callable[[], Arrays]] | None:
     """Return the published file of a data set in a folder, and what reads it; None where there is none.
@@ -114,6 +119,17 @@ def _from_archive(path: Path, archive: Archive) -> Arrays:
         members = {Path(member.name).name: member for member in files if member.isfile()}
         *train, test = (archive.read(files.extractfile(members[name])) for name in (*archive.train, archive.test))
     return Arrays(*(np.concatenate(parts) for parts in zip(*train, strict=True)), *test)
+
+
+def is_cifar100(arrays: Arrays) -> bool:
+    """Return whether arrays with fine labels, written as the binary version's files, have the published SHA-1."""
+    superclasses = np.frombuffer(SUPERCLASSES.encode(), np.uint8) - ord("A")
+    for x, y, sha1 in zip(arrays[::2], arrays[1::2], CIFAR100, strict=True):
+        pixels = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+        rows = np.column_stack([superclasses[y], y, pixels]).astype(np.uint8)
+        if hashlib.sha1(rows, usedforsecurity=False).hexdigest() != sha1:
+            return False
+    return True
 
 
 def _plain_or_packed(path: Path) -> Path | None:

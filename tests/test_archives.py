@@ -100,6 +100,31 @@ def test_cifar100_has_the_fine_labels(tmp_path, monkeypatch):
         np.testing.assert_array_equal(data.y_test, fine[:4])
 
 
+def test_cifar100_of_ones_own_is_the_published_one(tmp_path, monkeypatch):
+    """In the order of the binary version, whose coarse labels follow from the fine ones; a part of it is taken."""
+    rng = np.random.default_rng(0)
+    x, y = np.zeros((60_000, 32, 32, 3), np.uint8), rng.integers(0, 100, 60_000)
+    x[:, 3, 5, 2] = rng.integers(0, 256, 60_000)
+    coarse = np.array([ord(letter) - ord("A") for letter in dataset_sources.SUPERCLASSES])
+    assert np.bincount(coarse).tolist() == [5] * 20
+    # Apple, aquarium fish, baby, bear, beaver; wolf, woman and worm (large carnivores, people, invertebrates)
+    assert coarse[:5].tolist() == [4, 1, 14, 8, 0] and coarse[-3:].tolist() == [8, 14, 13]
+    halves = [(x[:50_000], y[:50_000]), (x[50_000:], y[50_000:])]
+    digests = [hashlib.sha1(binary(x, coarse[y], y), usedforsecurity=False).hexdigest() for x, y in halves]
+    arrays = dict(x_train=x[:50_000], y_train=y[:50_000], x_test=x[50_000:], y_test=y[50_000:])
+    np.savez(tmp_path / "cifar100.npz", **arrays)
+    with pytest.raises(UserError, match="it is not the published cifar100 data set"):
+        datasets.load("cifar100", tmp_path)
+    monkeypatch.setattr(dataset_sources, "CIFAR100", tuple(digests))
+    assert datasets.load("cifar100", tmp_path).classes == 100
+    arrays["y_test"][0] = 99 - arrays["y_test"][0]
+    np.savez(tmp_path / "cifar100.npz", **arrays)
+    with pytest.raises(UserError, match="it is not the published cifar100 data set"):
+        datasets.load("cifar100", tmp_path)
+    np.savez(tmp_path / "cifar100.npz", **{key: array[:100] for key, array in arrays.items()})
+    assert len(datasets.load("cifar100", tmp_path).x_train) == 100
+
+
 class Trap:
     """What runs when it is unpickled."""
 
