@@ -225,7 +225,7 @@ def report(experiment: Experiment) -> None:
     wanted = cells(settings.tables)
     asked = [item(experiment, recipe, quantity) for m, quantity in wanted for recipe in recipes(experiment, m)]
     asked = list(dict.fromkeys(asked))  # train and test accuracy are one measurement
-    found = experiment.run([], asked) if settings.compute else experiment.runner.stored(asked)
+    found = experiment.run([], asked, leave_diverged=True) if settings.compute else experiment.runner.stored(asked)
     if found is None:
         return
     rows, values = judged(experiment, found)

@@ -178,14 +178,16 @@ class Experiment:
         how = {"retrain": settings.retrain, "wait": settings.wait, "scalars": scalars}
         return Runner(self.minimizers, settings.definition, self.origin, **how)
 
-    def run(self, recipes: Sequence[Recipe], asked: Sequence[Item]) -> dict[Item, Measured] | None:
+    def run(
+        self, recipes: Sequence[Recipe], asked: Sequence[Item], leave_diverged: bool = False
+    ) -> dict[Item, Measured] | None:
         """Return what `Runner.run` does; None where another process reports the results."""
         ends = (end for _, place in asked for end in place.ends)
         if not self.settings.retrain:
             needed = [*recipes, *(end for end in ends if isinstance(end, Recipe))]
             shipped.take(self.minimizers, dict.fromkeys(needed))
         try:
-            found = self.runner.run(recipes, asked)
+            found = self.runner.run(recipes, asked, leave_diverged)
         except BusyError as error:
             if self.settings.wait:
                 raise

@@ -38,6 +38,10 @@ KEPT_CHECKPOINTS = 2
 Watch = Callable[[list[Epoch]], None]  # receives the history after an epoch
 
 
+class NoMinimizerError(MachineError):
+    """A training that diverges leads to no minimizer; the message says where, and where its last good weights are."""
+
+
 @dataclass(frozen=True, eq=False)
 class Minimizer:
     """Where a recipe leads: flat float64 weights (n,), where they started, and how they came about.
@@ -165,8 +169,8 @@ class Minimizers:
 
         Raises:
             UserError: For a batch larger than the training set, and as `stored`.
-            MachineError: When the disk is full, another machine stops answering, or the training diverges: the last
-                good weights are then left in the recipe's folder, and no minimizer.
+            NoMinimizerError: When the training diverges: the last good weights are left in the recipe's folder then.
+            MachineError: When the disk is full, or another machine stops answering.
             Interrupted: On SIGINT or SIGTERM, once the present state is kept.
         """
         recipe.check(self.data)
@@ -372,7 +376,7 @@ def _leave_last_good(loop: TrainingLoop, folder: store.Folder, error: DivergedEr
         read_weights(loop.model, folder.path / START)
     if loop.replicas.chief:
         write_weights(loop.model, path)
-    raise MachineError(
+    raise NoMinimizerError(
         f"The training diverged (loss or weights are not finite) {error}: {loop.recipe}. No minimizer was written; the "
         f"weights {loop.where()} are in {path}."
     ) from error

@@ -21,7 +21,7 @@ from large_batch import distribution, measurements, planes, store
 from large_batch.errors import BusyError
 from large_batch.files import erased
 from large_batch.measurements import Measured, SharpnessRequest
-from large_batch.minimizers import Minimizers
+from large_batch.minimizers import Minimizers, NoMinimizerError
 from large_batch.models import digest
 from large_batch.objectives import Objectives, Report, Request
 from large_batch.planes import Footing, Span, SurfaceRequest, Weights
@@ -211,11 +211,14 @@ class Runner:
         self._digests: dict[Span, str] = {}
         self._footings: dict[SurfaceRequest, Footing] = {}  # the last one, for its rows
 
-    def run(self, recipes: Sequence[Recipe], asked: Sequence[Item] = ()) -> dict[Item, Measured]:
+    def run(
+        self, recipes: Sequence[Recipe], asked: Sequence[Item] = (), leave_diverged: bool = False
+    ) -> dict[Item, Measured]:
         """Train the recipes and those that the places need, and measure what is asked for at each place.
 
-        What is to do and what is done is said first. Raises as `Minimizers.train` and the requests do, and `BusyError`
-        where the rest is in the hands of others that are not waited for.
+        What is to do and what is done is said first. With `leave_diverged` a training that diverges is said, and what
+        is asked for at its minimizer is not among the results. Raises as `Minimizers.train` and the requests do, and
+        `BusyError` where the rest is in the hands of others that are not waited for.
         """
         ends = list(dict.fromkeys(end for _, place in asked for end in place.ends))
         for file in (end for end in ends if not isinstance(end, Recipe)):
@@ -239,6 +242,7 @@ class Runner:
             step.check()
 
         trained = {longest: longest.passes * samples for longest, samples in to_train.items()}
+        diverged = set()
         with Progress(sum(trained.values()) + sum(costs.values())) as progress:
 
             def do(work: Recipe | Item, wait: bool) -> Measured | None:
@@ -246,14 +250,24 @@ class Runner:
                     return done[work]
                 if isinstance(work, Recipe):
                     with progress.job(trained[work], work.name) as report:
-                        return self._train(work, trainings[work], lambda n, note: report(work.passes * n, note), wait)
+                        try:
+                            self._train(work, trainings[work], lambda n, note: report(work.passes * n, note), wait)
+                        except NoMinimizerError as error:
+                            if not leave_diverged:
+                                raise
+                            diverged.update(work.at_epoch(epoch) for epoch in trainings[work])
+                            store.log.warning(error)
+                    return None
+                if not diverged.isdisjoint(work[1].ends):
+                    return None
                 with progress.job(costs[work], work[1].name) as report:
                     return self._measure(*work, report, wait)
 
             results = leave_busy_for_last([*to_train, *dict.fromkeys(asked)], do, self.wait)
+        found = {item: results[item] for item in asked if results[item]}
         if self.scalars and self.minimizers.replicas.chief:
-            self._write_scalars(trainings, {item: results[item] for item in asked})
-        return {item: results[item] for item in asked}
+            self._write_scalars(trainings, found)
+        return found
 
     def stored(self, asked: Sequence[Item]) -> dict[Item, Measured]:
         """Return those measurements that are stored, and not to be made anew."""

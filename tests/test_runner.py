@@ -14,7 +14,7 @@ from large_batch import files, objectives, paper, runner, store
 from large_batch.errors import BusyError, UserError
 from large_batch.layers import kept_bytes, pixels
 from large_batch.measurements import EvaluationRequest, SharpnessRequest
-from large_batch.minimizers import Minimizers
+from large_batch.minimizers import Minimizers, NoMinimizerError
 from large_batch.models import digest
 from large_batch.objective import Objective
 from large_batch.runner import Place, Runner, leave_busy_for_last, trajectories
@@ -66,6 +66,17 @@ def make(digits, tmp_path):
         return Runner(quick.minimizers(digits, tmp_path), "repository", store.provenance("CPU"), **settings)
 
     return make
+
+
+def test_the_others_go_on_without_what_diverges(make, digits, caplog):
+    problem = {"network": "quick", "dataset": "digits", "data_digest": digits.digest, "definition": "repository"}
+    evaluation = EvaluationRequest(**problem)
+    wild = quick.recipe(digits, epochs=1, optimizer="adam:learning_rate=1e30")
+    items = [(evaluation, Place(recipe)) for recipe in (wild, quick.recipe(digits, epochs=1))]
+    with pytest.raises(NoMinimizerError):
+        make().run([], items)
+    assert list(make().run([], items, leave_diverged=True)) == items[1:]
+    assert [record.message.startswith("The training diverged") for record in caplog.records] == [True]
 
 
 @pytest.fixture
