@@ -197,13 +197,16 @@ class Adam:
 
 @dataclass(frozen=True)
 class Adagrad:
-    """ADAGRAD (Duchi et al., 2011), Keras' own, with the learning rate, epsilon and zero start of Keras 1."""
+    """ADAGRAD (Duchi et al., 2011), Keras' own, with the learning rate and zero start of Keras 1.
+
+    Keras 1 added an epsilon of 1e-8 to the root of the sum of squares; Keras 3 adds it to the sum, so it is squared.
+    """
 
     kept: ClassVar[int] = 1
 
     learning_rate: float = number(0.01)
     initial_accumulator_value: float = number(0.0)
-    epsilon: float = number(1e-8)
+    epsilon: float = number(1e-16)
 
     def build(self) -> keras.optimizers.Optimizer:
         """Return the optimizer."""

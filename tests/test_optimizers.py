@@ -58,6 +58,10 @@ def test_optimizers_by_name():
     assert (type(sgd), float(sgd.learning_rate), sgd.momentum, sgd.nesterov) == (keras.optimizers.SGD, 0.5, 0.9, True)
     adagrad = make("adagrad").build()
     assert (type(adagrad), adagrad.initial_accumulator_value) == (keras.optimizers.Adagrad, 0)
+    v, gradient = keras.Variable([1.0, 2.0]), np.array([1e-3, 1e-5])
+    adagrad.apply([tf.constant(gradient, "float32")], [v])
+    keras_1 = 0.01 * gradient / (np.sqrt(gradient**2) + 1e-8)
+    np.testing.assert_allclose([1.0, 2.0] - keras_1, v, atol=2e-5)
     assert canonical("adaqn:learning_rate=1e-2,pairs=5,cycle=20") == "adaqn:pairs=5"
     assert canonical("adam:epsilon=1e-8") == "adam"
 
