@@ -15,6 +15,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
     import large_batch.ctrl_c  # noqa: F401
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,9 +171,12 @@ def table(panels: list[Panel]) -> str:
     return tables.lay_out(rows)
 
 
-def numbers(panels: list[Panel]) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """Return the rows of the .csv file, a point each, and the arrays of the .npz file, by surface and name."""
-    rows, arrays = [], {}
+def numbers(panels: list[Panel]) -> tuple[list[dict], dict[str, bytes]]:
+    """Return the rows of the .csv file, a point each, and the other files by how their names end: an .npz with the
+    arrays by surface and name, and for each surface a .vtk."""
+    from large_batch.surface import vtk
+
+    rows, arrays, others = [], {}, {}
     for panel in panels:
         train, test = panel.train, panel.test
         values = {f"train_{name}": getattr(train, name) for name in ("loss", "accuracy")}
@@ -180,10 +184,13 @@ def numbers(panels: list[Panel]) -> tuple[list[dict], dict[str, np.ndarray]]:
         prefix = f"{panel.title}_" if panel.title else ""
         shared = {name: getattr(train, name) for name in ("a", "b", "marks", "axis_values")}
         arrays |= {prefix + name: array for name, array in (shared | values).items()}
+        word = f"-{minimizers_word((panel.title,))}" if panel.title else ""
+        others[f"{word}.vtk"] = vtk(train.a, train.b, values).encode()
         for (i, j), _ in np.ndenumerate(train.loss):
             place = {"surface": panel.title, "a": float(train.a[j]), "b": float(train.b[i])}
             rows.append(place | {name: float(array[i, j]) for name, array in values.items()})
-    return rows, arrays
+    np.savez(packed := io.BytesIO(), **arrays)
+    return rows, {".npz": packed.getvalue(), **others}
 
 
 def main(settings: Settings) -> None:
@@ -221,10 +228,10 @@ def main(settings: Settings) -> None:
     draw = {"": surface_figures.contours, "-3d": surface_figures.views}
     if settings.axes == 1:
         draw = {"": surface_figures.lines}
-    cells, arrays = numbers(panels)
+    cells, others = numbers(panels)
     origins = {title: [experiment.origin_of(end) for end in span.ends] for title, (span, _) in where.items()}
     figures = {suffix: figure(panels, title) for suffix, figure in draw.items()}
-    experiment.write("surface", cells, {"made_of": origins}, figures, arrays=arrays)
+    experiment.write("surface", cells, {"made_of": origins}, figures, others=others)
 
 
 if __name__ == "__main__":

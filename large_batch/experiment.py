@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from large_batch import datasets, distribution, figures, files, optimizers, paper, remedies, shipped, store, tables
 from large_batch.claims import Claim
@@ -338,9 +335,10 @@ class Experiment:
         summary: dict[str, Any],
         drawn: dict[str, Any],
         more: dict[str, list] | None = None,
-        arrays: dict[str, np.ndarray] | None = None,
+        others: dict[str, bytes] | None = None,
     ) -> None:
-        """Write rows as .csv, arrays as .npz, a summary with all settings as .json, and figures; print where."""
+        """Write rows as .csv, a summary with all settings as .json, other files by how their names end, and figures;
+        print where."""
         figure_stem, result = (
             f"{Path(folder) / self.name(kind)}" for folder in (self.settings.figure_dir, self.settings.result_dir)
         )
@@ -354,10 +352,8 @@ class Experiment:
             if table:
                 table = [of | (row if isinstance(row, dict) else vars(row)) for row in table]
                 numbers[f"{result}{part}.csv"] = store.csv_bytes(table)
-        if arrays:
-            np.savez(packed := io.BytesIO(), **arrays)
-            numbers[f"{result}.npz"] = packed.getvalue()
+        numbers |= {f"{result}{end}": other for end, other in (others or {}).items()}
         # All or nothing, and the .json last: who finds it finds the others.
         files.write_all({**pictures, **numbers, f"{result}.json": store.json_bytes(content)})
         shown = f"Figures: {', '.join(map(str, pictures))}; numbers" if pictures else "Numbers"
-        print(f"\n{shown}: {result}.json" + (f", {result}.csv" if rows else ""))
+        print(f"\n{shown}: {', '.join([f'{result}.json', *numbers])}")

@@ -294,3 +294,21 @@ def evaluate(
         report(f"point {i + 1}/{len(a) * len(b)}, loss {found[-1].loss:.4g}")
     values = ([getattr(point, name) for point in found] for name in ("loss", "accuracy"))
     return Surface(a, b, *(np.reshape(value, (len(b), len(a))) for value in values), plane.marks, plane.axis_values)
+
+
+def vtk(a: np.ndarray, b: np.ndarray, values: dict[str, np.ndarray]) -> str:
+    """Return a grid as a file of VTK's legacy format (version 3.0), which ParaView, VisIt and meshio read.
+
+    Args:
+        a: The first coordinate, (A,), evenly spaced.
+        b: The second, (B,), evenly spaced; on a line B is 1.
+        values: Names without spaces, and the values at the points, (B, A) each.
+    """
+    spacing = [float(axis[1] - axis[0]) if len(axis) > 1 else 1.0 for axis in (a, b)]
+    lines = ["# vtk DataFile Version 3.0", "a surface", "ASCII", "DATASET STRUCTURED_POINTS"]
+    lines += [f"DIMENSIONS {len(a)} {len(b)} 1", f"ORIGIN {a[0]} {b[0]} 0", "SPACING {} {} 1".format(*spacing)]
+    lines += [f"POINT_DATA {len(a) * len(b)}"]
+    for name, grid in values.items():
+        lines += [f"SCALARS {name} double 1", "LOOKUP_TABLE default"]
+        lines += [" ".join(str(float(value)) for value in row) for row in grid]
+    return "\n".join(lines) + "\n"

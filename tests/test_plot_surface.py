@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -36,8 +37,9 @@ def run(folder, run_script):
 
 
 def written(printed):
-    """Return the summary, the rows and the arrays that were written."""
-    path = re.search(r"umbers: (\S+)\.json", printed)[1]
+    """Return the summary, the rows and the arrays that were written; the first of the others has VTK's format."""
+    path, vtk = re.search(r"umbers: (\S+)\.json.*, (\S+\.vtk)", printed).groups()
+    assert Path(vtk).read_text().startswith("# vtk DataFile Version 3.0\n")
     with open(f"{path}.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     with open(f"{path}.json") as file, np.load(f"{path}.npz") as arrays:

@@ -272,3 +272,23 @@ def test_figures_of_losses_that_are_no_numbers():
         each.draw_without_rendering()
     assert height.axes[0].get_zlim() == pytest.approx((np.arcsinh(-5), np.arcsinh(-3)))
     assert surface.NORMALISATIONS[0] == "filter"
+
+
+def test_vtk():
+    """As VTK's file format has it: the first coordinate runs fastest."""
+    losses, accuracies = np.array([[1.5, 2, np.nan], [4, 5, 6]]), np.arange(6).reshape(2, 3)
+    text = surface.vtk(np.array([-1, 0.5, 2]), np.array([0.25, 1]), {"loss": losses, "accuracy": accuracies})
+    assert text.splitlines()[2:8] == [
+        "ASCII",
+        "DATASET STRUCTURED_POINTS",
+        "DIMENSIONS 3 2 1",
+        "ORIGIN -1.0 0.25 0",
+        "SPACING 1.5 0.75 1",
+        "POINT_DATA 6",
+    ]
+    loss, accuracy = text.partition("POINT_DATA 6\n")[2].split("SCALARS ")[1:]
+    for found, name, values in ((loss, "loss", losses), (accuracy, "accuracy", accuracies)):
+        head, lookup, *numbers = found.splitlines()
+        assert (head, lookup) == (f"{name} double 1", "LOOKUP_TABLE default")
+        np.testing.assert_array_equal([float(number) for line in numbers for number in line.split()], values.ravel())
+    assert "DIMENSIONS 3 1 1" in surface.vtk(np.arange(3), np.zeros(1), {"loss": np.zeros((1, 3))})
