@@ -174,7 +174,8 @@ def rank_correlation(
     """Return the rank correlation of a measure with the generalisation gap.
 
     The measure follows the gap where tau is near 1, and neither where its interval has 0. The interval is a percentile
-    bootstrap over the minimizers (Efron, 1979) of 2000 resamples, 95 %.
+    bootstrap (Efron, 1979) of 2000 resamples, 95 %. What is drawn are trainings, each with all of its iterates, which
+    are not independent: minimizers whose settings differ in `epochs` alone are of one.
 
     Args:
         measure: Of each minimizer, (k,); those with None or NaN, where it is not resolved, take no part.
@@ -192,7 +193,8 @@ def rank_correlation(
     x, y, settings = values[known], np.array(gap, float)[known], [settings[i] for i in known]
     tau, low, high = _tau(x, y), None, None
     if tau is not None:
-        resampled = _resampled(x, y, np.random.default_rng(seed))
+        trainings = [repr({name: one for name, one in each.items() if name != "epochs"}) for each in settings]
+        resampled = _resampled(x, y, trainings, np.random.default_rng(seed))
         tail = (1 - CONFIDENCE) / 2
         low, high = (float(np.quantile(resampled, share)) for share in (tail, 1 - tail))
     names = list(settings[0]) if settings else []
@@ -218,9 +220,10 @@ def _tau(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(stats.kendalltau(x, y).statistic)
 
 
-def _resampled(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return tau-b of resamples, from how often each minimizer is in one; without those that are all of one value."""
-    counts = random.multinomial(len(x), np.full(len(x), 1 / len(x)), RESAMPLES)
+def _resampled(x: np.ndarray, y: np.ndarray, trainings: list[str], random: np.random.Generator) -> np.ndarray:
+    """Return tau-b of resamples of the trainings, from how often each is in one; without those of one value only."""
+    names, places = np.unique(trainings, return_inverse=True)
+    counts = random.multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)[:, places]
     sx, sy = (np.sign(np.subtract.outer(values, values)) for values in (x, y))
 
     def summed(pairs: np.ndarray) -> np.ndarray:
