@@ -79,8 +79,10 @@ COMMANDS = (
     "batch_size_sweep.py -n F1 --trials 3",
     "warmstart.py -n F1",
     "warmstart.py -n F1 --schedule double:10",
-    "rank_measures.py -n F1 --batch_sizes 256,1024,6000 --trials 3 --at 10,100 --sharpness_samples 5000 "
-    "--curvature_samples 5000",
+    *(
+        f"rank_measures.py -n F1 --trials 3{at} --sharpness_samples 5000 --curvature_samples 5000"
+        for at in ("", " --at 10,100")
+    ),
     # C1 as in the text of Appendix B, beside the authors' code
     *(
         f"{script} -n C1 --epochs 20{definition}"
