@@ -25,7 +25,7 @@ import numpy as np
 from large_batch import cli
 from large_batch.cli import setting
 from large_batch.errors import UserError
-from large_batch.surface import NORMALISATIONS
+from large_batch.surface import NORMALISATIONS, vtk
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
@@ -174,8 +174,6 @@ def table(panels: list[Panel]) -> str:
 def numbers(panels: list[Panel]) -> tuple[list[dict], dict[str, bytes]]:
     """Return the rows of the .csv file, a point each, and the other files by how their names end: an .npz with the
     arrays by surface and name, and for each surface a .vtk."""
-    from large_batch.surface import vtk
-
     rows, arrays, others = [], {}, {}
     for panel in panels:
         train, test = panel.train, panel.test

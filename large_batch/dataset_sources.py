@@ -125,8 +125,7 @@ def is_cifar100(arrays: Arrays) -> bool:
     """Return whether arrays with fine labels, written as the binary version's files, have the published SHA-1."""
     superclasses = np.frombuffer(SUPERCLASSES.encode(), np.uint8) - ord("A")
     for x, y, sha1 in zip(arrays[::2], arrays[1::2], CIFAR100, strict=True):
-        pixels = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
-        rows = np.column_stack([superclasses[y], y, pixels]).astype(np.uint8)
+        rows = np.column_stack([superclasses[y], y.astype(np.uint8), x.transpose(0, 3, 1, 2).reshape(len(x), -1)])
         if hashlib.sha1(rows, usedforsecurity=False).hexdigest() != sha1:
             return False
     return True
