@@ -115,7 +115,7 @@ def data_of(network_name: str, samples: int | None = None):
     from large_batch import datasets
 
     network = network_zoo.get(network_name)
-    data = datasets.load(network.dataset, ROOT / "data").reshape_to(network.input_shape)
+    data = datasets.load_data(network.dataset, ROOT / "data").reshape_to(network.input_shape)
     return replace(data, x_train=data.x_train[:samples], y_train=data.y_train[:samples])
 
 

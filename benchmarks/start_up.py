@@ -60,8 +60,8 @@ def main() -> None:
         "import of TensorFlow and Keras": python("-c", "import large_batch.backend"),
         "first training step of F1, from the start of the process": python("-c", FIRST_STEP.format(network="F1")),
         "first training step of C1, from the start of the process": python("-c", FIRST_STEP.format(network="C1")),
-        "MNIST from the cache": lambda: datasets.load("mnist", ROOT / "data"),
-        "CIFAR-10 from the cache": lambda: datasets.load("cifar10", ROOT / "data"),
+        "MNIST from the cache": lambda: datasets.load_data("mnist", ROOT / "data"),
+        "CIFAR-10 from the cache": lambda: datasets.load_data("cifar10", ROOT / "data"),
         "drawing a parametric plot, PDF and PNG": drawing(),
     }
     results = {}

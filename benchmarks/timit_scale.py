@@ -52,7 +52,7 @@ def measure(folder: Path, with_epoch: bool) -> dict:
     from large_batch import datasets
 
     began = time.perf_counter()
-    data = datasets.load("timit", folder).reshape_to((9 * NUMBERS,))
+    data = datasets.load_data("timit", folder).reshape_to((9 * NUMBERS,))
     assert (len(data.x_train), len(data.x_test)) == tuple(FRAMES.values())
     found = {"load_seconds": time.perf_counter() - began, "load_peak_gib": peak_gib()}
     print(f"loaded in {found['load_seconds']:.1f} s, peak {found['load_peak_gib']:.2f} GiB", flush=True)

@@ -102,7 +102,7 @@ KINDS = {
 TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "timit": "TIMIT"}  # as they are written
 
 
-def load(name: str, data_dir: str | Path) -> DataSet:
+def load_data(name: str, data_dir: str | Path) -> DataSet:
     """Load a data set; one line on stderr says which source was used.
 
     Args:

@@ -80,7 +80,7 @@ class Experiment:
         files.check_writable(*folders, settings.result_dir, settings.run_dir)
         if not (name := settings.dataset or network.dataset):
             raise UserError(f"Name the data set of {network.name}: --dataset=my_data.npz, mnist, cifar10, ...")
-        data = datasets.load(name, settings.data_dir).reshape_to(network.input_shape)
+        data = datasets.load_data(name, settings.data_dir).reshape_to(network.input_shape)
         samples = len(data.x_train)
         usual = type(settings)().resolve(network, samples)
         minimizers = Minimizers(network, data, settings.run_dir, replicas)

@@ -116,7 +116,7 @@ class Minimizers:
         try:
             if folder.whole(*RESULT):
                 return TrainingState(history=_stored_history(recipe, folder))
-            if checkpoints := _checkpoints(folder):
+            if checkpoints := folder.names(CHECKPOINTS):
                 with store.reading(folder.path / checkpoints[-1]), np.load(folder.path / checkpoints[-1]) as saved:
                     return TrainingState.read(saved)
         except UserError:
@@ -209,7 +209,7 @@ class Minimizers:
                 folder.retire()
                 folder.seal()
         elif retrain:
-            folder.seal(dropping=[*_checkpoints(folder), START])
+            folder.seal(dropping=[*folder.names(CHECKPOINTS), START])
 
     def _train(
         self,
@@ -289,7 +289,7 @@ class Minimizers:
             folder.seal(RECIPE, START)
         replicas.barrier()
         read_weights(loop.model, folder.path / START)
-        if checkpoints := _checkpoints(folder):
+        if checkpoints := folder.names(CHECKPOINTS):
             loop.restore(folder.path / checkpoints[-1])
         replicas.agreed(loop.state.steps, folder.path)
 
@@ -304,11 +304,6 @@ def _stored_history(recipe: Recipe, folder: store.Folder) -> list[Epoch]:
 
 def _tested(history: list[Epoch]) -> bool:
     return all(row.test_loss is not None for row in history)
-
-
-def _checkpoints(folder: store.Folder) -> list[str]:
-    """Return the names of the whole checkpoints, the latest last."""
-    return [name for name in sorted(folder.sums()) if fnmatch(name, CHECKPOINTS) and folder.whole(name)]
 
 
 def _add_origin(loop: TrainingLoop, origin: store.Provenance) -> None:
@@ -337,7 +332,7 @@ def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Proven
     more = [TRACKED] if loop.recipe.track else []
     for name in more:
         store.write_csv(folder.path / name, [Tracked(**row) for row in loop.state.tracked], Tracked)
-    folder.seal(*RESULT, *more, dropping=_checkpoints(folder))
+    folder.seal(*RESULT, *more, dropping=folder.names(CHECKPOINTS))
 
 
 def _keep_iterate(
@@ -370,7 +365,7 @@ def _leave_last_good(loop: TrainingLoop, folder: store.Folder, error: DivergedEr
     """Leave the weights of the last kept state in the folder, and raise."""
     path = folder.path / "last_good.weights.h5"
     loop.state = TrainingState()
-    if checkpoints := _checkpoints(folder):
+    if checkpoints := folder.names(CHECKPOINTS):
         loop.restore(folder.path / checkpoints[-1])
     else:
         read_weights(loop.model, folder.path / START)

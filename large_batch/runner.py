@@ -83,9 +83,9 @@ def state_between(alpha: float, small: list[np.ndarray], large: list[np.ndarray]
     return [m.astype(a.dtype) if a.dtype.kind == "f" else a for m, a in zip(mixed, small, strict=True)]
 
 
-def trajectories(recipes: Iterable[Recipe]) -> dict[Recipe, list[int]]:
-    """Return the trainings that lead to the recipes: by longest recipe, the ascending epochs whose iterates are asked
-    for. Those at which others start come before these."""
+def trajectories(recipes: Iterable[Recipe]) -> dict[Recipe, list[Recipe]]:
+    """Return the trainings that lead to the recipes: by longest recipe, the iterates that are asked for, the earliest
+    first. Those at which others start come before these."""
     wanted: dict[Recipe, set[int]] = {}
 
     def want(recipe: Recipe) -> None:
@@ -95,7 +95,8 @@ def trajectories(recipes: Iterable[Recipe]) -> dict[Recipe, list[int]]:
 
     for recipe in recipes:
         want(recipe)
-    return {begin.at_epoch(max(epochs)): sorted(epochs) for begin, epochs in wanted.items()}
+    iterates = [[begin.at_epoch(epoch) for epoch in sorted(epochs)] for begin, epochs in wanted.items()]
+    return {group[-1]: group for group in iterates}
 
 
 def leave_busy_for_last(work: Sequence[Work], do: Callable[[Work, bool], Result], wait: bool) -> dict[Work, Result]:
@@ -225,7 +226,7 @@ class Runner:
             self._load(file, wait=True)  # a file that is none shows before hours of work
         trainings = trajectories([*recipes, *(end for end in ends if isinstance(end, Recipe))])
         train, test = len(self.minimizers.data.x_train), len(self.minimizers.data.x_test)
-        missing = {longest: last for longest in trainings if (last := self._missing(longest, trainings[longest]))}
+        missing = {longest: last for longest, iterates in trainings.items() if (last := self._missing(iterates))}
         # A training that is whole but for its end still has something to do
         to_train = {a: max(1, self.minimizers.samples_to_train(last, self.retrain)) for a, last in missing.items()}
         resumed = sum(to_train[longest] < last.epochs * train for longest, last in missing.items())
@@ -251,11 +252,11 @@ class Runner:
                 if isinstance(work, Recipe):
                     with progress.job(trained[work], work.name) as report:
                         try:
-                            self._train(work, trainings[work], lambda n, note: report(work.passes * n, note), wait)
+                            self._train(trainings[work], lambda n, note: report(work.passes * n, note), wait)
                         except NoMinimizerError as error:
                             if not leave_diverged:
                                 raise
-                            diverged.update(work.at_epoch(epoch) for epoch in trainings[work])
+                            diverged.update(trainings[work])
                             store.log.warning(error)
                     return None
                 if not diverged.isdisjoint(work[1].ends):
@@ -273,7 +274,7 @@ class Runner:
         """Return those measurements that are stored, and not to be made anew."""
         return {item: found for item in asked if (found := self._stored(item))}
 
-    def _write_scalars(self, trainings: dict[Recipe, list[int]], results: dict[Item, Measured]) -> None:
+    def _write_scalars(self, trainings: Iterable[Recipe], results: dict[Item, Measured]) -> None:
         """Write what is not written yet: trainings that were stored, and the sharpness of iterates."""
         for longest in trainings:
             self.scalars.epochs(self._run_name(longest), self.minimizers.state(longest).history)
@@ -303,17 +304,17 @@ class Runner:
             print(f"Memory:   about {(used + max(needed)) / 2**30:.1f} GiB; {(used + free) / 2**30:.1f} GiB are free")
         print(f"Kept in:  {self.minimizers.run_dir}", flush=True)
 
-    def _missing(self, longest: Recipe, epochs: list[int]) -> Recipe | None:
-        """Return the last iterate of a training that is asked for and not stored, None if all of them are."""
-        iterates = map(longest.at_epoch, reversed(epochs))
-        return next((recipe for recipe in iterates if self.retrain or not self.minimizers.is_stored(recipe)), None)
+    def _missing(self, iterates: list[Recipe]) -> Recipe | None:
+        """Return the last iterate of a training that is not stored, None if all of them are."""
+        return next((one for one in reversed(iterates) if self.retrain or not self.minimizers.is_stored(one)), None)
 
-    def _train(self, longest: Recipe, epochs: list[int], report: Report, wait: bool) -> None:
+    def _train(self, iterates: list[Recipe], report: Report, wait: bool) -> None:
         """Store the iterates of a training, the last missing one first: the others are on its way.
 
         Raises `BusyError`, unless told to `wait`, where another process trains it, or what it starts from.
         """
-        first, minimizers = longest.warm_start, self.minimizers
+        longest, minimizers = iterates[-1], self.minimizers
+        first, keep = longest.warm_start, [recipe.epochs for recipe in iterates]
         if not wait and minimizers.replicas.broadcast(bool(first) and not minimizers.is_stored(first)):
             raise BusyError(f"Another process trains {first.name}.")
 
@@ -321,11 +322,10 @@ class Runner:
             if self.scalars and minimizers.replicas.chief:
                 self.scalars.epochs(self._run_name(longest), history)
 
-        for epoch in reversed(epochs):
-            recipe = longest.at_epoch(epoch)
+        for recipe in reversed(iterates):
             anew = self.retrain and not wait and recipe == longest  # what is waited for is new
             if wait or anew or not minimizers.is_stored(recipe):  # what is waited for may be about to be replaced
-                settings = {"retrain": anew, "test_history": True, "keep": epochs, "wait": wait}
+                settings = {"retrain": anew, "test_history": True, "keep": keep, "wait": wait}
                 minimizers.train(recipe, report=report, watch=watch, **settings)
 
     def _stored(self, item: Item) -> Measured | None:

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -196,6 +197,10 @@ class Folder:
         """Say whether the files count and are as they were written."""
         sums = self.sums()
         return all(name in sums and sums[name] == _file_digest(self.path / name) for name in names)
+
+    def names(self, pattern: str) -> list[str]:
+        """Return the names of the whole files of a pattern, sorted."""
+        return [name for name in sorted(self.sums()) if fnmatch(name, pattern) and self.whole(name)]
 
     def content(self, name: str) -> bytes | None:
         """Return what a file holds, if it is whole."""

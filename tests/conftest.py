@@ -15,7 +15,7 @@ def digits():
     """The real 8x8 digits, fitted to F1."""
     from large_batch import datasets
 
-    return datasets.load("digits", "unused").reshape_to((784,))
+    return datasets.load_data("digits", "unused").reshape_to((784,))
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,7 @@ def mnist():
     from large_batch.errors import MachineError
 
     try:
-        return datasets.load("mnist", ROOT / "data").reshape_to((784,))
+        return datasets.load_data("mnist", ROOT / "data").reshape_to((784,))
     except MachineError as error:
         pytest.skip(str(error))
 
@@ -35,7 +35,7 @@ def color_digits():
     """The digits as images for the small "paper" definition of C1, which has dropout."""
     from large_batch import datasets
 
-    return datasets.load("digits", "unused").reshape_to((32, 32, 3))
+    return datasets.load_data("digits", "unused").reshape_to((32, 32, 3))
 
 
 class StoppedError(Exception):

@@ -62,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     moments = random.Random(options.seed)
     network = network_zoo.get("C1")
-    data = datasets.load("digits", "unused").reshape_to(network.input_shape)
+    data = datasets.load_data("digits", "unused").reshape_to(network.input_shape)
     settings = {"network": "C1", "dataset": data.name, "data_digest": data.digest, "definition": "paper"}
     kills, differing, began = 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as root:

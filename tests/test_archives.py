@@ -18,7 +18,7 @@ from large_batch.errors import MachineError, UserError
 def real():
     """The real MNIST and CIFAR-10."""
     try:
-        return {name: datasets.load(name, ROOT / "data") for name in ("mnist", "cifar10")}
+        return {name: datasets.load_data(name, ROOT / "data") for name in ("mnist", "cifar10")}
     except MachineError as error:
         pytest.skip(str(error))
 
@@ -58,7 +58,7 @@ def test_all_of_cifar10(tmp_path, monkeypatch, real):
     }
     write_tar(path, "cifar-10-batches-bin", files | {"test_batch.bin": binary(data.x_test, data.y_test)})
     accept(monkeypatch, path, "cifar10")
-    loaded = datasets.load("cifar10", tmp_path)
+    loaded = datasets.load_data("cifar10", tmp_path)
     assert (loaded.digest, loaded.source) == (data.digest, f"file {path}")
 
 
@@ -92,7 +92,7 @@ def test_cifar100_has_the_fine_labels(tmp_path, monkeypatch):
         path = tmp_path / f"cifar-100-{version}.tar.gz"
         write_tar(path, f"cifar-100-{version}", content)
         accept(monkeypatch, path, "cifar100")
-        data = datasets.load("cifar100", tmp_path)
+        data = datasets.load_data("cifar100", tmp_path)
         assert path.name in data.source
         np.testing.assert_array_equal(data.x_train, x)
         np.testing.assert_array_equal(data.y_train, fine)
@@ -114,15 +114,15 @@ def test_cifar100_of_ones_own_is_the_published_one(tmp_path, monkeypatch):
     arrays = dict(x_train=x[:50_000], y_train=y[:50_000], x_test=x[50_000:], y_test=y[50_000:])
     np.savez(tmp_path / "cifar100.npz", **arrays)
     with pytest.raises(UserError, match="it is not the published cifar100 data set"):
-        datasets.load("cifar100", tmp_path)
+        datasets.load_data("cifar100", tmp_path)
     monkeypatch.setattr(dataset_sources, "CIFAR100", tuple(digests))
-    assert datasets.load("cifar100", tmp_path).classes == 100
+    assert datasets.load_data("cifar100", tmp_path).classes == 100
     arrays["y_test"][0] = 99 - arrays["y_test"][0]
     np.savez(tmp_path / "cifar100.npz", **arrays)
     with pytest.raises(UserError, match="it is not the published cifar100 data set"):
-        datasets.load("cifar100", tmp_path)
+        datasets.load_data("cifar100", tmp_path)
     np.savez(tmp_path / "cifar100.npz", **{key: array[:100] for key, array in arrays.items()})
-    assert len(datasets.load("cifar100", tmp_path).x_train) == 100
+    assert len(datasets.load_data("cifar100", tmp_path).x_train) == 100
 
 
 class Trap:
@@ -138,7 +138,7 @@ def test_nothing_is_opened_without_the_published_digest(tmp_path, name, number):
         path = tmp_path / f"cifar-{number}-{version}.tar.gz"
         write_tar(path, "any", {file: pickle.dumps(Trap()) for file in ("train", "data_batch_1")})
         with pytest.raises(UserError, match=rf"{path.name} cannot be used: it is not the published archive .*MD5"):
-            datasets.load(name, tmp_path)
+            datasets.load_data(name, tmp_path)
         path.unlink()
 
 
@@ -157,7 +157,7 @@ def write_mnist(folder, data, packed):
 
 def test_the_four_files_of_mnist(tmp_path, real):
     write_mnist(tmp_path, real["mnist"], packed={1, 2, 3})
-    loaded = datasets.load("mnist", tmp_path)
+    loaded = datasets.load_data("mnist", tmp_path)
     assert (loaded.digest, loaded.source) == (real["mnist"].digest, f"file {tmp_path / dataset_sources.IDX[0]}")
 
 
@@ -176,10 +176,10 @@ def test_damaged_files_of_mnist(tmp_path, digits):
     ):
         images.write_bytes(content)
         with pytest.raises(UserError, match=f"{images.name} cannot be used: {images.name} is no whole IDX file"):
-            datasets.load("mnist", tmp_path)
+            datasets.load_data("mnist", tmp_path)
     images.write_bytes(whole)
     with pytest.raises(UserError, match=r"x_train has samples of shape \(784,\) instead of \(28, 28\)"):
-        datasets.load("mnist", tmp_path)
+        datasets.load_data("mnist", tmp_path)
     images.rename(images.with_suffix(".gz"))
     with pytest.raises(UserError, match="Not a gzipped file"):
-        datasets.load("mnist", tmp_path)
+        datasets.load_data("mnist", tmp_path)

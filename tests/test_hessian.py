@@ -36,7 +36,7 @@ def known():
 @pytest.fixture(scope="module")
 def regression():
     """Softmax regression on the real digits, its minimizer's surroundings and its explicit Hessian there."""
-    data = datasets.load("digits", "unused")
+    data = datasets.load_data("digits", "unused")
     x, y = data.x_train.reshape(-1, 64), data.y_train
     w = RNG.normal(0, 0.3, 650)
     objective = Objective(dense(keras.layers.Dense(10)), x, y, prepare=pixels)

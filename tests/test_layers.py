@@ -124,7 +124,7 @@ from large_batch.recipes import Recipe
 from large_batch.training import TrainingLoop
 
 batch, layers.RECOMPUTE_BYTES = map(int, sys.argv[1:3])
-data, network = datasets.load("digits", "unused").reshape_to((32, 32, 3)), network_zoo.get("C1")
+data, network = datasets.load_data("digits", "unused").reshape_to((32, 32, 3)), network_zoo.get("C1")
 problem = {"network": "C1", "dataset": "digits", "data_digest": data.digest}
 recipe = Recipe(**problem, batch_size=batch, epochs=1, seed=0, remedies=sys.argv[3:])
 loop = TrainingLoop(recipe, network, data)

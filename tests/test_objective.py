@@ -21,7 +21,7 @@ def dense(*layers, inputs=64):
 @pytest.fixture(scope="module")
 def regression():
     """Softmax regression on the real digits: its loss, gradient and Hessian are known in closed form."""
-    data = datasets.load("digits", "unused")
+    data = datasets.load_data("digits", "unused")
     x, y = data.x_train.reshape(-1, 64), data.y_train
     inputs = np.hstack([x / 255, np.ones((len(x), 1))])  # the bias is the weight of a constant input
     return dense(keras.layers.Dense(10)), x, y, RNG.normal(0, 0.3, 650), inputs
@@ -175,7 +175,7 @@ def test_curvature_through_batch_statistics_against_float64(color_digits):
 
 def test_a_small_network_against_differences_and_an_explicit_hessian_in_float64():
     """A network of one smooth hidden layer, in three chunks, beside its loss written by hand."""
-    data = datasets.load("digits", "unused")
+    data = datasets.load_data("digits", "unused")
     x, y = data.x_test.reshape(-1, 64)[:, 20:28], data.y_test
     objective = Objective(
         dense(keras.layers.Dense(5, "tanh"), keras.layers.Dense(10), inputs=8), x, y, chunk=100, prepare=pixels

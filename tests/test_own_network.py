@@ -136,7 +136,7 @@ def test_every_command_on_wide(run, folder):
 def test_a_minimizer_is_evaluated_with_its_own_moving_statistics(run, folder):
     """As Keras itself evaluates the stored weights."""
     found = summary(run("training_curves.py", "wide"))
-    data = datasets.load(str(folder / "my_data.npz"), "unused")
+    data = datasets.load_data(str(folder / "my_data.npz"), "unused")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     statistics = set()
     for one in found["solutions"]:

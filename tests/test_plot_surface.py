@@ -92,7 +92,7 @@ def test_points_against_keras(run, folder):
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
     models[0].set_weights([v.reshape(shape) for v, shape in zip(np.split(at, ends), shapes, strict=True)])
     models[0].compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    digits = datasets.load("digits", "unused").reshape_to((64,))
+    digits = datasets.load_data("digits", "unused").reshape_to((64,))
     for half in ("train", "test"):
         x, y = getattr(digits, f"x_{half}")[:300], getattr(digits, f"y_{half}")[:300]
         expected = models[0].evaluate(x.astype(np.float32) / 255, y, batch_size=300, verbose=0)

@@ -64,7 +64,7 @@ def test_a_training_that_another_number_of_threads_continues(tmp_path, monkeypat
     def build(network, definition, classes, seed, precision):
         return keras.Sequential([keras.Input(network.input_shape), keras.layers.Dense(classes)])
 
-    data = datasets.load("digits", "unused").reshape_to((64,))
+    data = datasets.load_data("digits", "unused").reshape_to((64,))
     here = Minimizers(Network("linear", build, "digits", (64,), 10), data, tmp_path)
     monkeypatch.setattr(training, "COMPILED_BATCH", 0)  # which would take longer than these steps
     asked, origin = recipe(data, network="linear"), store.provenance()

@@ -189,7 +189,7 @@ def killing(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 
-data = datasets.load("digits", "unused").reshape_to((784,))
+data = datasets.load_data("digits", "unused").reshape_to((784,))
 os.replace = killing
 quick.minimizers(data, sys.argv[1]).train(quick.recipe(data, epochs=200, until_converged=True, **{settings}))
 """

@@ -67,7 +67,7 @@ def build(network, definition, classes, seed, precision):
 
 @functools.cache
 def data():
-    return datasets.load("digits", "unused").reshape_to(IMAGES)
+    return datasets.load_data("digits", "unused").reshape_to(IMAGES)
 
 
 def asked(*names, network="linear", **settings):

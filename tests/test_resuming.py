@@ -53,7 +53,7 @@ for recipe, found in test_resuming.jobs(*sys.argv[1:]):
 def jobs(name, run_dir):
     """Return a network's recipes in both precisions, with their minimizers."""
     network = quick.QUICK if name == "quick" else network_zoo.get(name)
-    data = datasets.load("digits", "unused").reshape_to(network.input_shape)
+    data = datasets.load_data("digits", "unused").reshape_to(network.input_shape)
     settings = {"network": name, "definition": "paper", "batch_size": 600, "epochs": 3}
     found = quick.minimizers(data, run_dir, network)
     return [(quick.recipe(data, precision=precision, **settings), found) for precision in ("float32", "bfloat16")]
@@ -196,7 +196,7 @@ import quick
 from large_batch import datasets, files
 from large_batch.minimizers import RESULT
 
-data = datasets.load("digits", "unused").reshape_to((784,))
+data = datasets.load_data("digits", "unused").reshape_to((784,))
 asked, found, replace = quick.recipe(data), quick.minimizers(data, sys.argv[1]), os.replace
 iterate = found.folder(asked.at_epoch(1))
 

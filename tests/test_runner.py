@@ -51,10 +51,10 @@ def test_trajectories(digits):
     small, large = quick.recipe(digits, epochs=6), quick.recipe(digits, batch_size=1500, epochs=2)
     warm = [dataclasses.replace(large, warm_start=small.at_epoch(epoch)) for epoch in (4, 2)]
     assert list(trajectories([large, *warm, large.at_epoch(1), small.at_epoch(0)]).items()) == [
-        (large, [1, 2]),
-        (small.at_epoch(4), [0, 2, 4]),
-        (warm[0], [2]),
-        (warm[1], [2]),
+        (large, [large.at_epoch(1), large]),
+        (small.at_epoch(4), [small.at_epoch(epoch) for epoch in (0, 2, 4)]),
+        (warm[0], [warm[0]]),
+        (warm[1], [warm[1]]),
     ]
 
 

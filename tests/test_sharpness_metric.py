@@ -164,7 +164,7 @@ def test_the_start_is_evaluated_once():
 @pytest.fixture(scope="module")
 def minimizer():
     """Softmax regression on the real digits and the minimizer that Newton's method finds: well trained, and smooth."""
-    data = datasets.load("digits", "unused")
+    data = datasets.load_data("digits", "unused")
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
     objective = Objective(model, data.x_train.reshape(-1, 64), data.y_train, prepare=pixels)
     w, _, _ = fmin_l_bfgs_b(objective.value_and_gradient, flat_weights(model), maxiter=300)

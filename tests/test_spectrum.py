@@ -19,7 +19,7 @@ HIDDEN, CLASSES, INPUTS = 4, 10, 64
 @pytest.fixture(scope="module")
 def network():
     """The Hessian of a tanh network on real digits as an operator, and explicitly: written out anew in float64."""
-    data = datasets.load("digits", "unused")
+    data = datasets.load_data("digits", "unused")
     x, y = data.x_train.reshape(-1, INPUTS)[:500], data.y_train[:500]
     model = dense(keras.layers.Dense(HIDDEN, "tanh", name="hidden"), keras.layers.Dense(CLASSES, name="output"))
     objective = Objective(model, x, y, prepare=layers.pixels)

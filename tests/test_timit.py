@@ -79,7 +79,7 @@ def dense(data, half):
 @pytest.mark.parametrize("kind", ["float", "double", "text", "2", "3", "5"])
 def test_every_format_of_features(tmp_path, capsys, kind):
     expected = {half: write_half(tmp_path / half, seed, kind) for seed, half in enumerate(("train", "test"))}
-    data = datasets.load("timit", tmp_path).reshape_to((360,))
+    data = datasets.load_data("timit", tmp_path).reshape_to((360,))
     # 16 bits of a range of about 7, 8 bits of it, and 8 bits between quantiles.
     tolerance = {"3": 1e-4, "5": 0.03, "2": 0.1}.get(kind, 1e-7)
     for half, (matrices, alignment) in expected.items():
@@ -99,7 +99,7 @@ def test_every_format_of_alignments(tmp_path, name, ids_kind):
             part.unlink()
         content = b"".join(utterance.encode() + b" " + ids_bytes(ids, ids_kind) for utterance, ids in alignment.items())
         (tmp_path / half / name).write_bytes(content)
-    data = datasets.load("timit", tmp_path)
+    data = datasets.load_data("timit", tmp_path)
     np.testing.assert_array_equal(data.y_train, np.concatenate(list(alignment.values())))
 
 
@@ -112,7 +112,7 @@ def test_dropped_utterances_are_reported(tmp_path, capsys):
     content = b"".join(name.encode() + b" " + ids_bytes(ids, "text") for name, ids in alignment.items())
     (tmp_path / "train" / "ali-pdf.1.gz").write_bytes(gzip.compress(content))
     write_scp(tmp_path / "train" / "cmvn.scp", {f"u{i}": np.ones((2, 41)) for i in range(5)}, "double")
-    data = datasets.load("timit", tmp_path)
+    data = datasets.load_data("timit", tmp_path)
     said = capsys.readouterr().err
     assert (
         "train: 3 utterances, 16 frames, 3 dropped (1 without an alignment, 1 with an alignment of another length"
@@ -143,7 +143,7 @@ def test_statistics_of_speakers_are_applied(tmp_path, options):
                 )
         write_scp(tmp_path / half / "cmvn.scp", statistics, "double")
     np.testing.assert_allclose(
-        dense(datasets.load("timit", tmp_path), "train"), spliced(expected), rtol=1e-5, atol=1e-6
+        dense(datasets.load_data("timit", tmp_path), "train"), spliced(expected), rtol=1e-5, atol=1e-6
     )
 
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_used(tmp_path, monkeypatch, spoil, words):
         write_half(tmp_path / half, 0)
     spoil(tmp_path / "train")
     with pytest.raises(UserError, match=f"The Kaldi directory .* cannot be used: .*{words}") as refused:
-        datasets.load("timit", tmp_path)
+        datasets.load_data("timit", tmp_path)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "trap").exists()
 
@@ -211,7 +211,7 @@ def test_rows_of_a_matrix(tmp_path):
         path = tmp_path / half / "feats.scp"
         path.write_text(path.read_text().replace("\n", "[1:3]\n"))
         (tmp_path / half / "ali-pdf.1.gz").write_bytes(gzip.compress(b"u 1 2 3\n"))
-    assert np.array_equal(dense(datasets.load("timit", tmp_path), "train"), spliced({"u": matrices["u"][1:4]}))
+    assert np.array_equal(dense(datasets.load_data("timit", tmp_path), "train"), spliced({"u": matrices["u"][1:4]}))
 
 
 def test_the_same_bits_as_spliced_data(tmp_path):
@@ -224,7 +224,7 @@ def test_the_same_bits_as_spliced_data(tmp_path):
     network = Network("small", classifier(lambda parts: parts.dense(16)), "timit", (360,), 50)
     ends = []
     for name in ("timit", str(tmp_path / "spliced.npz")):
-        data = datasets.load(name, tmp_path).reshape_to((360,))
+        data = datasets.load_data(name, tmp_path).reshape_to((360,))
         recipe = Recipe(network="small", dataset=data.name, data_digest=data.digest, batch_size=600, epochs=2, seed=0)
         minimizer = Minimizers(network, data, tmp_path / "runs").train(recipe, test_history=True)
         objective = Objective(

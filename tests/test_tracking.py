@@ -24,7 +24,7 @@ from large_batch.tracking import TrackEigenvalue, edge, look, preconditioner
 
 @pytest.fixture(scope="module")
 def samples():
-    data = datasets.load("digits", "unused")
+    data = datasets.load_data("digits", "unused")
     return data.x_train.reshape(-1, 64) / np.float32(255), data.y_train
 
 
