@@ -66,9 +66,10 @@ def main(settings: Settings) -> None:
     """Train, measure, print the claims, write the results and draw the figure."""
     settings.check()
     import network_zoo
-    from large_batch import claims, figures
+    from large_batch import claims, figures, tables
     from large_batch.experiment import Experiment
     from large_batch.measurements import sharpness_array
+    from large_batch.runner import Runner
 
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)
@@ -81,7 +82,7 @@ def main(settings: Settings) -> None:
     for recipe in recipes:
         regimes.setdefault(names.get(recipe.batch_size, ""), []).append(recipe)
     # Run
-    groups = experiment.solve(regimes)
+    groups = Runner(experiment.minimizers, settings).solve(regimes, experiment.solution_requests)
     if groups is None:
         return
     # Claims
@@ -99,7 +100,8 @@ def main(settings: Settings) -> None:
     # Table and figure
     title = experiment.title(f"Batch sizes, {settings.epochs} epochs")
     drawn = {"": figures.batch_size_sweep(solutions, threshold, title)}
-    experiment.report("batch_size_sweep", title, solutions, [falling, *rising], drawn)
+    text = f"{title}\n{tables.solution_table(solutions, experiment.published(solutions))}"
+    experiment.report("batch_size_sweep", text, solutions, [falling, *rising], drawn)
 
 
 if __name__ == "__main__":

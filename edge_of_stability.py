@@ -71,6 +71,7 @@ def main(settings: Settings) -> None:
     import network_zoo
     from large_batch import curvature_figures, tables
     from large_batch.experiment import Experiment
+    from large_batch.runner import Runner
 
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)
@@ -83,7 +84,7 @@ def main(settings: Settings) -> None:
     steps = {label: -(-len(experiment.data.x_train) // batch) for label, batch in batches.items()}
     samples = check(recipes, steps)
     # Run
-    if experiment.run(list(recipes.values()), []) is None:
+    if Runner(experiment.minimizers, settings).run(list(recipes.values()), []) is None:
         return
     tracked = {label: experiment.minimizers.tracked(recipe) for label, recipe in recipes.items()}
     # Table and figure

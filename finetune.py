@@ -165,7 +165,8 @@ def main(settings: Settings) -> None:
     from large_batch import figures
     from large_batch.experiment import Experiment
     from large_batch.measurements import EvaluationRequest
-    from large_batch.runner import Place
+    from large_batch.places import Place
+    from large_batch.runner import Runner
 
     # Recipes
     experiment = Experiment.begin(settings, starting(network_zoo.get, settings.weights))
@@ -178,7 +179,7 @@ def main(settings: Settings) -> None:
     ]
     asked = {recipe: (evaluation, Place(recipe)) for recipe in recipes}
     # Run
-    results = experiment.run([], list(asked.values()))
+    results = Runner(experiment.minimizers, settings).run([], list(asked.values()))
     if results is None:
         return
     rows = [Row.of(recipe, results[item].result) for recipe, item in asked.items()]

@@ -32,8 +32,8 @@ from large_batch.subspace import MANIFOLDS, check_dimension
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
     from large_batch.measurements import Measured, Value
+    from large_batch.places import Item
     from large_batch.recipes import Recipe
-    from large_batch.runner import Item
 
 DIMENSION = 100  # of the random subspaces of Table 4
 
@@ -159,7 +159,7 @@ def recipes(experiment: Experiment, minimizer: str) -> list[Recipe]:
 def item(experiment: Experiment, recipe: Recipe, quantity: Quantity) -> Item:
     """Return what is measured for a cell; each trial has a random subspace of its own."""
     from large_batch.measurements import EvaluationRequest, SharpnessRequest
-    from large_batch.runner import Place
+    from large_batch.places import Place
 
     if quantity.name != "sharpness":
         return experiment.request(EvaluationRequest), Place(recipe)
@@ -219,13 +219,16 @@ def text(experiment: Experiment, rows: list[Row]) -> str:
 
 def report(experiment: Experiment) -> None:
     """Train and measure, print the tables of a network and write the numbers."""
+    from large_batch.runner import Runner
+
     settings = experiment.settings
+    runner = Runner(experiment.minimizers, settings)
     if "4" in settings.tables:
-        check_dimension(experiment.runner.objectives.size, DIMENSION)
+        check_dimension(runner.objectives.size, DIMENSION)
     wanted = cells(settings.tables)
     asked = [item(experiment, recipe, quantity) for m, quantity in wanted for recipe in recipes(experiment, m)]
     asked = list(dict.fromkeys(asked))  # train and test accuracy are one measurement
-    found = experiment.run([], asked, leave_diverged=True) if settings.compute else experiment.runner.stored(asked)
+    found = runner.run([], asked, leave_diverged=True) if settings.compute else runner.stored(asked)
     if found is None:
         return
     rows, values = judged(experiment, found)

@@ -133,6 +133,7 @@ def bound(batch_ratio: float, efficiency: float) -> str:
 def report(experiment: Experiment) -> None:
     """Train, count iterations, print the table, write the numbers and draw the figure."""
     from large_batch import figures
+    from large_batch.runner import Runner
 
     settings, samples = experiment.settings, len(experiment.data.x_train)
     batches = settings.small_batch, settings.large_batch
@@ -140,7 +141,7 @@ def report(experiment: Experiment) -> None:
     every = [recipe for pair in recipes for recipe in pair]
     for recipe in () if settings.retrain else every:
         experiment.minimizers.check_tested(recipe)
-    if experiment.run(every, []) is None:
+    if Runner(experiment.minimizers, settings).run(every, []) is None:
         return
     steps = tuple(-(-samples // batch) for batch in batches)
     histories = [[experiment.history(recipe) for recipe in pair] for pair in recipes]

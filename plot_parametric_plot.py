@@ -105,8 +105,14 @@ def number(value: float | None, style: str) -> str:
     return "not finite" if value is None else format(value, style)
 
 
-def table(ends: list[Evaluated], distances: list[float | None], published: paper.Accuracy | None) -> str:
-    """Lay out the two minimizers beside Table 2, where it applies, and the distances beside section 3's range."""
+def table(
+    ends: list[Evaluated],
+    distances: list[float | None],
+    published: paper.Accuracy | None,
+    differences: dict[str, float],
+) -> str:
+    """Lay out the two minimizers beside Table 2, where it applies, the distances beside section 3's range, and how far
+    the curves are from the original's (`rms_difference`)."""
     from large_batch import tables
 
     ratio = "-" if None in distances else f"{distances[0] / distances[1]:.2f}"
@@ -121,7 +127,8 @@ def table(ends: list[Evaluated], distances: list[float | None], published: paper
     ]
     rows.append(["distance from start", *("-" if d is None else f"{d:.2f}" for d in distances), "", ""])
     rows.append(["ratio of distances SB/LB", ratio, "", "{} - {}".format(*paper.DISTANCE_RATIO), ""])
-    return tables.lay_out(rows)
+    rms = [f"RMS difference to the original figure, {name}: {value:.3g}" for name, value in differences.items()]
+    return "\n".join([tables.lay_out(rows), *rms])
 
 
 def main(settings: Settings) -> None:
@@ -131,20 +138,21 @@ def main(settings: Settings) -> None:
     from large_batch import figures
     from large_batch.experiment import Experiment
     from large_batch.measurements import EvaluationRequest
-    from large_batch.runner import Place
+    from large_batch.places import Place
+    from large_batch.runner import Runner
 
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)
-    settings = experiment.settings
+    settings, runner = experiment.settings, Runner(experiment.minimizers, settings)
     given = {"small_batch": settings.small_batch_weights, "large_batch": settings.large_batch_weights}
     ends = [file or experiment.recipe(getattr(settings, side)) for side, file in given.items()]
     alphas = np.linspace(settings.alpha_min, settings.alpha_max, settings.points).tolist()
     places = np.union1d(alphas, [0.0, 1.0]).tolist()  # the two minimizers even where the path leaves them out
-    experiment.check_statistics(*settings.statistics)
+    runner.objectives.check_statistics(*settings.statistics)
     wanted = {policy: experiment.request(EvaluationRequest, statistics=policy) for policy in settings.statistics}
     at = {alpha: Place(*ends, settings.curve, alpha) for alpha in places}
     # Run
-    results = experiment.run([], [(request, place) for request in wanted.values() for place in at.values()])
+    results = runner.run([], [(request, place) for request in wanted.values() for place in at.values()])
     if results is None:
         return
     curves = {name: [results[request, at[alpha]].result for alpha in alphas] for name, request in wanted.items()}
@@ -157,9 +165,8 @@ def main(settings: Settings) -> None:
     what = f"{settings.epochs} epochs" if None in given.values() else "given minimizers"
     title = experiment.title(f"{settings.curve.capitalize()} path, {what}")
     published = paper.TABLE_2[experiment.network.name] if experiment.as_published else None
-    print(f"\n{title}\n{table(solutions, [side.distance_from_start for side in sides], published)}")
-    for name, value in differences.items():
-        print(f"RMS difference to the original figure, {name}: {value:.3g}")
+    distances = [side.distance_from_start for side in sides]
+    print(f"\n{title}\n{table(solutions, distances, published, differences)}")
     summary = {"small_batch": sides[0], "large_batch": sides[1], "rms_difference_to_original": differences}
     summary |= not_finite(alphas, points)
     figure = figures.paths(alphas, curves, original, title, CURVES[settings.curve])

@@ -59,7 +59,8 @@ def main(settings: Settings) -> None:
     import network_zoo
     from large_batch import curvature_figures, tables
     from large_batch.experiment import Experiment
-    from large_batch.runner import Place
+    from large_batch.places import Place
+    from large_batch.runner import Runner
     from large_batch.spectra import Effort
 
     # Recipes
@@ -67,13 +68,14 @@ def main(settings: Settings) -> None:
     settings = experiment.settings
     ends = {"SB": experiment.recipe(settings.small_batch), "LB": experiment.recipe(settings.large_batch)}
     effort = Effort(settings.curvature_samples, settings.probes, settings.steps, settings.products)
-    layers = ["", *(experiment.runner.objectives.parts if settings.by_layer else ())]
+    runner = Runner(experiment.minimizers, settings)
+    layers = ["", *(runner.objectives.parts if settings.by_layer else ())]
     asked = {
         layer: {label: (effort.density(experiment.request, layer=layer), Place(end)) for label, end in ends.items()}
         for layer in layers
     }
     # Run
-    measured = experiment.run([], [item for group in asked.values() for item in group.values()])
+    measured = runner.run([], [item for group in asked.values() for item in group.values()])
     if measured is None:
         return
     found = {layer: {label: measured[item] for label, item in group.items()} for layer, group in asked.items()}

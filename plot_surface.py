@@ -29,7 +29,7 @@ from large_batch.surface import NORMALISATIONS, vtk
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
-    from large_batch.planes import Span, SurfaceRequest
+    from large_batch.places import Span, SurfaceRequest
     from large_batch.surface_figures import Panel
 
 DIRECTIONS = {"points": 0.3, "random": 1.0, "eigenvectors": 1.0, "pca": 0.3}  # and how far each reaches
@@ -112,7 +112,7 @@ class Settings(cli.PairSettings):
 
 def spans(experiment: Experiment) -> dict[str, tuple[Span, tuple[str, ...]]]:
     """Return where each surface is, and the names of the points that it is made of, by its heading."""
-    from large_batch.planes import Span
+    from large_batch.places import Span
 
     settings = experiment.settings
     known = {"SB": experiment.recipe(settings.small_batch), "LB": experiment.recipe(settings.large_batch)}
@@ -130,7 +130,7 @@ def spans(experiment: Experiment) -> dict[str, tuple[Span, tuple[str, ...]]]:
 
 def requests(experiment: Experiment) -> list[SurfaceRequest]:
     """Return the rows of a surface."""
-    from large_batch.planes import SurfaceRequest
+    from large_batch.places import SurfaceRequest
 
     settings = experiment.settings
     reach = settings.reach or DIRECTIONS[settings.directions]
@@ -195,8 +195,9 @@ def main(settings: Settings) -> None:
     """Train or find the minimizers, evaluate the surfaces, draw them and write the numbers."""
     settings.check()
     import network_zoo
-    from large_batch import planes, surface_figures
+    from large_batch import places, surface_figures
     from large_batch.experiment import Experiment
+    from large_batch.runner import Runner
     from large_batch.surface_figures import Panel
 
     # Planes
@@ -210,12 +211,12 @@ def main(settings: Settings) -> None:
     work = f"as much work as {cost / (3 * train):.2g} epochs of training"
     print(f"{points:,} points in {len(asked)} measurements, {work}.", flush=True)
     # Run
-    results = experiment.run([], asked)
+    results = Runner(experiment.minimizers, settings).run([], asked)
     if results is None:
         return
     panels = []
     for title, (span, marks) in where.items():
-        halves = planes.assembled([results[request, span].result for request in rows])
+        halves = places.assembled([results[request, span].result for request in rows])
         labels = axis_labels(settings, marks, halves[0].axis_values)
         panels.append(Panel(title, *halves, labels, marks, trajectory=settings.directions == "pca"))
     # Table and figures

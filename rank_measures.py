@@ -95,12 +95,13 @@ def main(settings: Settings) -> None:
     from large_batch import curvature_figures, tables
     from large_batch.experiment import Experiment
     from large_batch.measurements import EvaluationRequest
-    from large_batch.runner import Place
+    from large_batch.places import Place
+    from large_batch.runner import Runner
     from large_batch.trends import rank_correlation
 
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)
-    settings = experiment.settings
+    settings, evaluation = experiment.settings, experiment.request(EvaluationRequest)
     recipes = {
         experiment.recipe(size, seed, epochs, remedies=remedies): remedy
         for remedy, remedies in settings.remedied().items()
@@ -108,19 +109,18 @@ def main(settings: Settings) -> None:
         for seed in settings.seeds
         for epochs in settings.at
     }
-    evaluation, measures = experiment.request(EvaluationRequest), requests(experiment)
+    measures = requests(experiment)
     asked = [(request, Place(recipe)) for recipe in recipes for request in (evaluation, *measures.values())]
     # Run
-    found = experiment.run([], asked)
+    found = Runner(experiment.minimizers, settings).run([], asked)
     if found is None:
         return
     trainings, rows = [], []
     for recipe, remedy in recipes.items():
-        at, place = found[evaluation, Place(recipe)].result, Place(recipe)
-        training = {"batch_size": recipe.batch_size, "epochs": recipe.epochs, "seed": recipe.seed, "remedy": remedy}
+        place, training = Place(recipe), {name: getattr(recipe, name) for name in ("batch_size", "epochs", "seed")}
+        trainings.append(training | {"remedy": remedy})
         values = {name: found[request, place].result.value for name, request in measures.items()}
-        trainings.append(training)
-        rows.append(training | {"gap": at.gap} | values)
+        rows.append(trainings[-1] | {"gap": found[evaluation, place].result.gap} | values)
     # Table and figure
     gaps = [row["gap"] for row in rows]
     ranks = {name: rank_correlation([row[name] for row in rows], gaps, trainings) for name in measures}

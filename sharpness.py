@@ -33,7 +33,7 @@ from large_batch.subspace import MANIFOLDS, check_dimension
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
     from large_batch.measurements import Measured, Value
-    from large_batch.objectives import Request
+    from large_batch.objectives import Objectives, Request
 
 __all__ = ["SharpnessResult", "sharpness"]
 
@@ -121,7 +121,7 @@ class Settings(cli.SpectrumSettings):
         return self.eps if radius is None else (self.rho or radius,)
 
 
-def requests(experiment: Experiment) -> list[Request]:
+def requests(experiment: Experiment, objectives: Objectives) -> list[Request]:
     """Return what the settings ask to measure at any minimizer, with what is in one subspace side by side."""
     from large_batch.measurements import CurvatureRequest, SharpnessRequest
     from large_batch.spectra import Effort
@@ -129,10 +129,12 @@ def requests(experiment: Experiment) -> list[Request]:
     settings = experiment.settings
     effort = Effort(settings.curvature_samples, settings.probes, settings.steps, settings.products)
     drawn = {"dimension": settings.dimension, "manifold": settings.manifold}
-    experiment.check_statistics(settings.statistics)
+    objectives.check_statistics(settings.statistics)
+    if settings.curvature or "random" in settings.space:
+        check_dimension(objectives.size, settings.dimension)
     if settings.curvature:
         where = {"epsilon": settings.eps[0], "samples": settings.curvature_samples}
-        layers = ["", *(experiment.runner.objectives.parts if settings.by_layer else ())]
+        layers = ["", *(objectives.parts if settings.by_layer else ())]
         asked = []
         for factor in settings.rescale:
             how = {"rescale": factor, "statistics": settings.statistics}
@@ -169,24 +171,24 @@ def main(settings: Settings) -> None:
     from large_batch import figures, tables
     from large_batch.experiment import Experiment
     from large_batch.measurements import EvaluationRequest
-    from large_batch.runner import Place
+    from large_batch.places import Place
+    from large_batch.runner import Runner
 
     # Recipes
     several = len(set(settings.rescale)) > 1 and not settings.curvature
     experiment = Experiment.begin(settings, network_zoo.get, figures=several)
     settings = experiment.settings
-    ends = {"given": settings.weights}
+    runner, ends = Runner(experiment.minimizers, settings), {"given": settings.weights}
     if not settings.weights:
         ends = {"SB": experiment.recipe(settings.small_batch), "LB": experiment.recipe(settings.large_batch)}
-    if settings.curvature or "random" in settings.space:
-        check_dimension(experiment.runner.objectives.size, settings.dimension)
     factors = () if settings.rescale == (1.0,) else settings.rescale
     how = {"statistics": settings.statistics}
     same = [experiment.request(EvaluationRequest, rescale=factor, **how) for factor in factors]
+    asked = requests(experiment, runner.objectives)
     # Run
-    wanted = {label: [(request, Place(end)) for request in requests(experiment)] for label, end in ends.items()}
+    wanted = {label: [(request, Place(end)) for request in asked] for label, end in ends.items()}
     checks = {label: [(request, Place(end)) for request in same] for label, end in ends.items()}
-    measured = experiment.run([], [item for items in (*checks.values(), *wanted.values()) for item in items])
+    measured = runner.run([], [item for items in (*checks.values(), *wanted.values()) for item in items])
     if measured is None:
         return
     results = {label: [measured[item] for item in items] for label, items in wanted.items()}

@@ -23,7 +23,10 @@ from large_batch import cli, paper
 from large_batch.cli import setting
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from large_batch.claims import Claim
     from large_batch.experiment import Experiment
+    from large_batch.figures import Curve
+    from large_batch.measurements import Solution
     from large_batch.recipes import Recipe
 
 
@@ -44,13 +47,39 @@ def epoch_rows(experiment: Experiment, ends: dict[str, list[Recipe]]) -> list[di
     ]
 
 
+def judge(
+    experiment: Experiment, curves: list[Curve], ends: list[list[Solution]], paths: list[list[Solution]]
+) -> list[Claim]:
+    """Judge what the paper says of early stopping, distances and the way to sharp minimizers.
+
+    Args:
+        experiment: What was run.
+        curves: The training curves of SB and LB.
+        ends: The minimizers of the trials of each.
+        paths: The iterates of the first trial of each.
+    """
+    from large_batch import claims
+    from large_batch.measurements import sharpness_array
+
+    small, large = ([solution.distance_from_start for solution in group] for group in ends)
+    judged = [
+        claims.early_stopping(*(curve.test for curve in curves), experiment.seed_spread),
+        claims.distances(np.divide(small, large).tolist()),
+    ]
+    for epsilon in paper.EPSILONS:
+        losses = [np.array([solution.train_loss for solution in group]) for group in paths]
+        sharpness = [sharpness_array(group, epsilon) for group in paths]
+        judged.append(claims.sharpness_paths(*map(claims.Path, losses, sharpness), epsilon))
+    return judged
+
+
 def main(settings: Settings) -> None:
     """Train, measure, print the claims, write the results and draw the figures."""
     settings.check()
     import network_zoo
-    from large_batch import claims, figures
+    from large_batch import figures, tables
     from large_batch.experiment import Experiment
-    from large_batch.measurements import sharpness_array
+    from large_batch.runner import Runner
 
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)
@@ -60,30 +89,23 @@ def main(settings: Settings) -> None:
     kept = sorted({*range(0, settings.epochs, settings.every), settings.epochs})
     iterates = {regime: [recipes[0].at_epoch(epoch) for epoch in kept] for regime, recipes in ends.items()}
     # Run
-    sharp = [recipe for group in iterates.values() for recipe in group]
+    sharp, tested = ([recipe for group in groups.values() for recipe in group] for groups in (iterates, ends))
     regimes = {regime: [*iterates[regime], *recipes[1:]] for regime, recipes in ends.items()}
-    solutions = experiment.solve(regimes, sharp, tested=[recipe for group in ends.values() for recipe in group])
+    runner = Runner(experiment.minimizers, settings)
+    solutions = runner.solve(regimes, experiment.solution_requests, sharp, tested)
     if solutions is None:
         return
     # Claims
     curves = [figures.Curve.of(regime, map(experiment.history, recipes)) for regime, recipes in ends.items()]
     paths = {regime: group[: len(kept)] for regime, group in solutions.items()}
-    lengths = {
-        regime: [solution.distance_from_start for solution in group[len(kept) - 1 :]]
-        for regime, group in solutions.items()
-    }
-    judged = [
-        claims.early_stopping(*(curve.test for curve in curves), experiment.seed_spread),
-        claims.distances(np.divide(lengths["SB"], lengths["LB"]).tolist()),
-    ]
-    for epsilon in paper.EPSILONS:
-        losses = [np.array([solution.train_loss for solution in group]) for group in paths.values()]
-        sharpness = [sharpness_array(group, epsilon) for group in paths.values()]
-        judged.append(claims.sharpness_paths(*map(claims.Path, losses, sharpness), epsilon))
+    at_ends = [group[len(kept) - 1 :] for group in solutions.values()]
+    judged = judge(experiment, curves, at_ends, list(paths.values()))
     # Table and figures
     title, accuracies = experiment.title("Iterates"), experiment.title("Training and testing accuracy", sharpness=False)
+    every = [solution for group in solutions.values() for solution in group]
+    text = f"{title}\n{tables.solution_table(every, experiment.published(every))}"
     drawn = {"": figures.training_curves(curves, accuracies), "-sharpness": figures.sharpness_by_loss(paths, title)}
-    experiment.report("training_curves", title, solutions, judged, drawn, {"-epochs": epoch_rows(experiment, ends)})
+    experiment.report("training_curves", text, every, judged, drawn, {"-epochs": epoch_rows(experiment, ends)})
 
 
 if __name__ == "__main__":

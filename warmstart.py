@@ -83,8 +83,9 @@ def schedule(text: str, epochs: int, small: int, large: int) -> Schedule:
 
 def grow(experiment: Experiment) -> None:
     """Compare a growing batch with small and large batches alone."""
-    from large_batch import claims, figures
+    from large_batch import claims, figures, tables
     from large_batch.measurements import sharpness_array
+    from large_batch.runner import Runner
 
     # Recipes
     settings = experiment.settings
@@ -96,7 +97,9 @@ def grow(experiment: Experiment) -> None:
         "growing": [experiment.recipe(small, seed, schedule=steps) for seed in settings.seeds],
     }
     # Run
-    solutions = experiment.solve(regimes, tested=[recipe for group in regimes.values() for recipe in group])
+    solutions = Runner(experiment.minimizers, settings).solve(
+        regimes, experiment.solution_requests, tested=[recipe for group in regimes.values() for recipe in group]
+    )
     if solutions is None:
         return
     # Claim
@@ -111,13 +114,16 @@ def grow(experiment: Experiment) -> None:
     what = f"Growing batches ({settings.schedule}), {settings.epochs} epochs"
     switches = [epoch for epoch, _ in steps]
     drawn = {"": figures.training_curves(curves, experiment.title(what, sharpness=False), switches)}
-    experiment.report("schedule", experiment.title(what), solutions, [judged], drawn)
+    every = [solution for group in solutions.values() for solution in group]
+    text = f"{experiment.title(what)}\n{tables.solution_table(every, experiment.published(every))}"
+    experiment.report("schedule", text, every, [judged], drawn)
 
 
 def piggyback(experiment: Experiment) -> None:
     """Train with large batches from iterates of small-batch training."""
-    from large_batch import claims, figures
+    from large_batch import claims, figures, tables
     from large_batch.measurements import sharpness_array
+    from large_batch.runner import Runner
 
     # Recipes
     settings = experiment.settings
@@ -133,7 +139,9 @@ def piggyback(experiment: Experiment) -> None:
         ],
     }
     # Run
-    solutions = experiment.solve(regimes, sharp=[*regimes["LB"], *regimes["warm-started LB"]])
+    solutions = Runner(experiment.minimizers, settings).solve(
+        regimes, experiment.solution_requests, sharp=[*regimes["LB"], *regimes["warm-started LB"]]
+    )
     if solutions is None:
         return
     # Claim; a single iterate of SB may be a poor one
@@ -154,7 +162,9 @@ def piggyback(experiment: Experiment) -> None:
     # Table and figure
     title = experiment.title(f"Warm starts, {epochs} LB epochs")
     drawn = {"": figures.warm_starts(solutions["SB"], started, float(np.mean(small_alone)), solutions["LB"], title)}
-    experiment.report("warmstart", title, solutions, [judged], drawn)
+    every = [solution for group in solutions.values() for solution in group]
+    text = f"{title}\n{tables.solution_table(every, experiment.published(every))}"
+    experiment.report("warmstart", text, every, [judged], drawn)
 
 
 def main(settings: Settings) -> None:

@@ -9,6 +9,8 @@ starts with `Objective` or the callback.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from large_batch.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from large_batch.hessian import hessian_operator
     from large_batch.objective import Objective
@@ -27,7 +29,6 @@ __all__ = [
     "sharpness",
     "spectral_density",
 ]
-__version__ = "0.2.0"
 
 _ROOMS = {
     "Objective": "objective",

@@ -22,9 +22,10 @@ from typing import Any, get_args, get_type_hints
 
 from absl import flags
 
-from large_batch import __version__, datasets, named, networks, store
+from large_batch import datasets, named, networks, store
 from large_batch.errors import SIGNALS, Interrupted, MachineError, UserError, no_such, signals_raised
 from large_batch.files import erased
+from large_batch.version import __version__
 
 FLAGS = flags.FLAGS
 LAST_GROUPS = ("Machines", "Folders", "Help")

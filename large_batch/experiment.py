@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from large_batch import datasets, distribution, figures, files, optimizers, paper, remedies, shipped, store, tables
+from large_batch import datasets, distribution, figures, files, optimizers, paper, remedies, store
 from large_batch.claims import Claim
 from large_batch.cli import RepeatedSettings, Settings
 from large_batch.datasets import DataSet
-from large_batch.errors import BusyError, UserError
+from large_batch.errors import UserError
 from large_batch.measurements import EvaluationRequest, Measured, SharpnessRequest, Solution, Value
 from large_batch.minimizers import Minimizers
 from large_batch.named import split
-from large_batch.networks import STATISTICS, Network, Problem
+from large_batch.networks import Network, Problem
+from large_batch.objectives import Request
 from large_batch.recipes import Recipe
-from large_batch.runner import Item, Place, Runner
-from large_batch.scalars import Scalars
 from large_batch.training import Epoch
 
 
@@ -45,7 +44,6 @@ class Experiment:
     settings: Any
     usual: Any
     minimizers: Minimizers
-    origin: store.Provenance
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -83,8 +81,8 @@ class Experiment:
         data = datasets.load_data(name, settings.data_dir).reshape_to(network.input_shape)
         samples = len(data.x_train)
         usual = type(settings)().resolve(network, samples)
-        minimizers = Minimizers(network, data, settings.run_dir, replicas)
-        experiment = cls(settings.resolve(network, samples), usual, minimizers, origin)
+        minimizers = Minimizers(network, data, settings.run_dir, replicas, origin)
+        experiment = cls(settings.resolve(network, samples), usual, minimizers)
         longest = f"{experiment.name('training_curves')}-sharpness.png"  # of any script
         files.check_writable(*folders, settings.result_dir, name=longest)
         return experiment
@@ -146,6 +144,13 @@ class Experiment:
         """Return a recipe or a request of a kind for this problem."""
         return kind(**dataclasses.asdict(self.problem), **settings)
 
+    @property
+    def solution_requests(self) -> list[Request]:
+        """What is measured of a solution: loss and accuracy, then sharpness at both sizes of the box."""
+        box = {"solver": "lbfgsb", "iterations": self.settings.iterations, "samples": self.sharpness_samples}
+        boxes = [self.request(SharpnessRequest, epsilon=epsilon, **box) for epsilon in paper.EPSILONS]
+        return [self.request(EvaluationRequest), *boxes]
+
     def recipe(self, batch_size: int, seed: int | None = None, epochs: int | None = None, **settings) -> Recipe:
         """Return a recipe as the settings say, unless told otherwise.
 
@@ -161,79 +166,6 @@ class Experiment:
             "until_converged": asked.until_converged,
         }
         return self.request(Recipe, batch_size=batch_size, **(usual | settings)).check(self.data)
-
-    def check_statistics(self, *policies: str) -> None:
-        """Raise `UserError` where policies for moving averages are asked for, and the network has none."""
-        if set(policies) != {STATISTICS[0]} and not self.runner.objectives.moving:
-            raise UserError(f"{self.network.name} has no moving averages; --statistics is for networks that have them.")
-
-    @cached_property
-    def runner(self) -> Runner:
-        """Trains and measures."""
-        settings = self.settings
-        scalars = Scalars(settings.tensorboard) if settings.tensorboard else None
-        how = {"retrain": settings.retrain, "wait": settings.wait, "scalars": scalars}
-        return Runner(self.minimizers, settings.definition, self.origin, **how)
-
-    def run(
-        self, recipes: Sequence[Recipe], asked: Sequence[Item], leave_diverged: bool = False
-    ) -> dict[Item, Measured] | None:
-        """Return what `Runner.run` does; None where another process reports the results."""
-        ends = (end for _, place in asked for end in place.ends)
-        if not self.settings.retrain:
-            needed = [*recipes, *(end for end in ends if isinstance(end, Recipe))]
-            shipped.take(self.minimizers, dict.fromkeys(needed))
-        try:
-            found = self.runner.run(recipes, asked, leave_diverged)
-        except BusyError as error:
-            if self.settings.wait:
-                raise
-            print(f"{error} What is left is in other hands; the same command without --nowait waits for the results.")
-            return None
-        return found if self.minimizers.replicas.chief else None
-
-    def solve(
-        self,
-        regimes: dict[str, Sequence[Recipe]],
-        sharp: Collection[Recipe] | None = None,
-        tested: Collection[Recipe] = (),
-    ) -> dict[str, list[Solution]] | None:
-        """Return the solutions of the recipes of each regime, stored, or trained and measured now.
-
-        Args:
-            regimes: The recipes by the role of their minimizers.
-            sharp: Those whose sharpness is measured; default: all.
-            tested: Those that need a test history.
-
-        Returns:
-            The solutions, or None where another process reports the results.
-
-        Raises:
-            UserError: Where one of `tested` was trained without a test history.
-        """
-        settings, recipes = self.settings, list(dict.fromkeys(recipe for group in regimes.values() for recipe in group))
-        for recipe in () if settings.retrain else tested:
-            self.minimizers.check_tested(recipe)
-        box = {"solver": "lbfgsb", "iterations": settings.iterations, "samples": self.sharpness_samples}
-        evaluation = self.request(EvaluationRequest)
-        boxes = [self.request(SharpnessRequest, epsilon=epsilon, **box) for epsilon in paper.EPSILONS]
-        wanted = {
-            recipe: [(request, Place(recipe)) for request in (evaluation, *boxes)][: None if measured else 1]
-            for recipe in recipes
-            for measured in [sharp is None or recipe in sharp]
-        }
-        found = self.run(recipes, [item for items in wanted.values() for item in items])
-        if found is None:
-            return None
-
-        def solution(minimizer: str, recipe: Recipe) -> Solution:
-            at, (first, *others) = self.minimizers.stored(recipe), [found[item] for item in wanted[recipe]]
-            digest = first.measurement.weights_digest
-            if first.result.note:
-                raise UserError(f"{recipe.name} is no minimizer: {first.result.note}.")
-            return Solution(minimizer, recipe, at.provenance, digest, at.distance, first, others)
-
-        return {regime: [solution(regime, recipe) for recipe in group] for regime, group in regimes.items()}
 
     def origin_of(self, end: Recipe | str) -> Origin:
         """Return where a stored minimizer, or one in a file, came from."""
@@ -271,46 +203,40 @@ class Experiment:
         how = "".join(f", {text}" for text in (*named, "until converged" * settings.until_converged) if text)
         return f"{what}\n{self.network.name} on {data}{definition}, {seeds}{how}"
 
-    def report(
-        self,
-        kind: str,
-        title: str,
-        solutions: dict[str, list[Solution]] | list[Solution],
-        claims: list[Claim],
-        drawn: dict[str, Any],
-        more: dict[str, list] | None = None,
-    ) -> None:
-        """Write numbers and figures, and print the table and the claims.
-
-        Args:
-            kind: What the outputs are called, besides the network and the settings.
-            title: The heading of the table.
-            solutions: All of them, by regime or in the order of the table.
-            claims: What was judged.
-            drawn: The figures, by what is added to the name.
-            more: The rows of other .csv files, by what is added to the name.
-        """
-        groups = solutions.values() if isinstance(solutions, dict) else [solutions]
-        solutions = [solution for group in groups for solution in group]
-        last, published = max(solution.epochs for solution in solutions), {}
-        samples = len(self.data.x_train)
+    def published(self, solutions: Sequence[Solution]) -> dict[tuple[str, int], list[str]]:
+        """Return the cells of Tables 2 and 3 to set beside solutions that are as the paper's, by regime and epochs."""
+        samples, last = len(self.data.x_train), max(solution.epochs for solution in solutions)
         usual = {"SB": self.network.small_batch(samples), "LB": self.network.large_batch(samples)}
-        for solution in solutions:
-            if self.as_published and usual.get(solution.minimizer) == solution.batch_size and solution.epochs == last:
-                published[solution.minimizer, last] = tables.accuracy_cells(self.network.name, solution.minimizer)
-        print(f"\n{title}\n{tables.solution_table(solutions, published)}\n")
-        print(*claims, sep="\n\n")
-        self.write(kind, list(self._values(solutions)), {"claims": claims, "solutions": solutions}, drawn, more)
+        return {
+            (one.minimizer, last): paper.solution_cells(self.network.name, one.minimizer)
+            for one in solutions
+            if self.as_published and usual.get(one.minimizer) == one.batch_size and one.epochs == last
+        }
 
-    def _values(self, solutions: Sequence[Solution]) -> Iterator[Value]:
+    def solution_values(self, solutions: Sequence[Solution]) -> list[Value]:
+        """Return the rows of solutions in long form."""
+        rows = []
         for solution in solutions:
             numbers = dataclasses.asdict(solution.evaluation.result)
             del numbers["note"]  # there is none
             numbers["distance_from_start"] = solution.distance_from_start
-            for quantity, number in numbers.items():
-                yield self.value(solution.minimizer, solution.recipe, quantity, number)
-            for measured in solution.sharpness:
-                yield self.sharpness_value(solution.minimizer, solution.recipe, measured)
+            rows += [self.value(solution.minimizer, solution.recipe, *number) for number in numbers.items()]
+            rows += [self.sharpness_value(solution.minimizer, solution.recipe, one) for one in solution.sharpness]
+        return rows
+
+    def report(
+        self,
+        kind: str,
+        text: str,
+        solutions: Sequence[Solution],
+        claims: Sequence[Claim],
+        drawn: dict[str, Any],
+        more: dict[str, list] | None = None,
+    ) -> None:
+        """Print the table of solutions, given as text, and what was judged; write numbers and figures as `write`."""
+        print(f"\n{text}", *claims, sep="\n\n")
+        summary = {"claims": claims, "solutions": solutions}
+        self.write(kind, self.solution_values(solutions), summary, drawn, more)
 
     def value(self, minimizer: str, recipe: Recipe | None, quantity: str, number: float | None, **place) -> Value:
         """Return a row in long form, of a recipe's minimizer or a given one."""
@@ -344,7 +270,7 @@ class Experiment:
         )
         of = {"network": self.network.name, "dataset": self.data.name}
         content = {"problem": self.problem, "settings": self.settings, "data_source": self.data.source, **summary}
-        content["provenance"] = self.origin.after(time.monotonic() - self.began)
+        content["provenance"] = self.minimizers.origin.after(time.monotonic() - self.began)
         pictures, numbers = {}, {}
         for part, figure in drawn.items():
             pictures |= figures.drawn(figure, f"{figure_stem}{part}")

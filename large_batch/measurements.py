@@ -14,7 +14,8 @@ import numpy as np
 from large_batch import files, store
 from large_batch.distribution import Replicas
 from large_batch.hessian import PASSES
-from large_batch.objectives import Objectives, Report, Request
+from large_batch.objectives import Objectives, Request
+from large_batch.progress import Report
 from large_batch.recipes import Recipe
 from large_batch.sharpness_metric import SCALE, Curvature, SharpnessResult, curvature, expected_passes, sharpness
 from large_batch.subspace import RandomSubspace

@@ -5,9 +5,8 @@ was and ends at the same weights.
 """
 
 import dataclasses
-import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -16,7 +15,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from large_batch import distribution, files, optimizers, store, tracking
+from large_batch import distribution, files, optimizers, shipped, store, tracking
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
@@ -24,13 +23,13 @@ from large_batch.errors import SIGNALS, BusyError, Interrupted, MachineError, Us
 from large_batch.models import point_of, read_weights, write_weights
 from large_batch.networks import Network
 from large_batch.objective import Objective
-from large_batch.objectives import Report, preparation
+from large_batch.objectives import preparation
+from large_batch.progress import Report
 from large_batch.recipes import Recipe
+from large_batch.store import END, MINIMIZER, PROVENANCE, RECIPE, START
 from large_batch.tracking import Tracked
 from large_batch.training import DivergedError, Epoch, StepMemory, TrainingLoop, TrainingState
 
-RECIPE, START = store.RECIPE, "start.weights.h5"
-RESULT = (RECIPE, "minimizer.weights.h5", START, "history.csv", "provenance.json")
 TRACKED = "tracked.csv"
 CHECKPOINTS = "checkpoint-*.npz"
 KEPT_CHECKPOINTS = 2
@@ -64,12 +63,16 @@ class Minimizer:
 
 @dataclass(frozen=True, eq=False)
 class Minimizers:
-    """The minimizers of one network on one data set, whose samples have the network's shape, in one store."""
+    """The minimizers of one network on one data set, whose samples have the network's shape, in one store.
+
+    `origin` describes this process.
+    """
 
     network: Network
     data: DataSet
     run_dir: str | Path
     replicas: Replicas = ALONE
+    origin: store.Provenance = field(default_factory=lambda: store.provenance(distribution.device()))
 
     def folder(self, recipe: Recipe) -> store.Folder:
         """Return the recipe's folder; raises `UserError` where it holds the run of another one."""
@@ -81,23 +84,28 @@ class Minimizers:
 
     def is_stored(self, recipe: Recipe) -> bool:
         """Say whether the minimizer of the recipe is there whole."""
-        return self.folder(recipe).whole(*RESULT)
+        return self.folder(recipe).whole(*MINIMIZER)
+
+    def take_shipped(self, recipes: Iterable[Recipe]) -> None:
+        """Take those minimizers that come with the repository, and are not even begun here; say so."""
+        for recipe in recipes:
+            shipped.take(recipe, self.folder(recipe), self.build, self.replicas)
 
     def stored(self, recipe: Recipe) -> Minimizer | None:
         """Return the minimizer of the recipe if it is there whole; raises `UserError` if it is of another version."""
         folder = self.folder(recipe)
-        if not folder.whole(*RESULT):
+        if not folder.whole(*MINIMIZER):
             return None
         history = _stored_history(recipe, folder)
         with store.reading(folder.path):
             model = self.build(recipe)
-            start, end = (read_weights(model, folder.path / name) for name in (START, "minimizer.weights.h5"))
+            start, end = (read_weights(model, folder.path / name) for name in (START, END))
             return Minimizer(
                 recipe,
                 start=start.weights,
                 weights=end.weights,
                 history=history,
-                provenance=store.Provenance(**json.loads((folder.path / "provenance.json").read_text())),
+                provenance=folder.provenance(),
                 state=end.state,
             )
 
@@ -114,7 +122,7 @@ class Minimizers:
         folder = self.folder(recipe)
         before = folder.sums()
         try:
-            if folder.whole(*RESULT):
+            if folder.whole(*MINIMIZER):
                 return TrainingState(history=_stored_history(recipe, folder))
             if checkpoints := folder.names(CHECKPOINTS):
                 with store.reading(folder.path / checkpoints[-1]), np.load(folder.path / checkpoints[-1]) as saved:
@@ -187,7 +195,7 @@ class Minimizers:
                 self.train(recipe.warm_start, report=report, wait=wait)
             iterates = {epoch: self.folder(recipe.at_epoch(epoch)) for epoch in keep if epoch < recipe.epochs}
             if not retrain:
-                iterates = {epoch: other for epoch, other in iterates.items() if not other.whole(*RESULT)}
+                iterates = {epoch: other for epoch, other in iterates.items() if not other.whole(*MINIMIZER)}
             try:
                 return self._train(recipe, folder, iterates, test_history, report, watch)
             except tf.errors.OpError as error:
@@ -203,7 +211,7 @@ class Minimizers:
             kept = 1 + optimizers.make(recipe.optimizer).kept  # in each checkpoint, for a weight
             numbers = 2 + kept * (KEPT_CHECKPOINTS + 1)  # with start and minimizer
             files.check_space(folder.path.parent, 4 * numbers * self.build(recipe).count_params())
-        if folder.whole(*RESULT):
+        if folder.whole(*MINIMIZER):
             folder.forget()
             if retrain:
                 folder.retire()
@@ -221,7 +229,7 @@ class Minimizers:
         watch: Watch,
     ) -> Minimizer:
         """Train, as the only writer of the folder; store the iterates after some epochs in folders of their own."""
-        origin, replicas, data = store.provenance(distribution.device()), self.replicas, self.data
+        origin, replicas, data = self.origin, self.replicas, self.data
         if replicas.count > 1:
             origin = dataclasses.replace(origin, machine=f"{origin.machine}, {replicas.count} replicas")
         # The last kept state, or the start
@@ -283,7 +291,7 @@ class Minimizers:
         recipe, replicas = loop.recipe, loop.replicas
         if replicas.chief and not folder.whole(RECIPE, START):
             if warm := recipe.warm_start:
-                read_weights(loop.model, self.folder(warm).path / "minimizer.weights.h5")
+                read_weights(loop.model, self.folder(warm).path / END)
             store.write_json(folder.path / RECIPE, recipe)
             write_weights(loop.model, folder.path / START)
             folder.seal(RECIPE, START)
@@ -327,12 +335,12 @@ def _provenance(loop: TrainingLoop, origin: store.Provenance) -> store.Provenanc
 def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Provenance) -> None:
     """Make the present state the folder's minimizer."""
     store.write_csv(folder.path / "history.csv", loop.state.history, Epoch)
-    store.write_json(folder.path / "provenance.json", origin)
-    write_weights(loop.model, folder.path / "minimizer.weights.h5")
+    store.write_json(folder.path / PROVENANCE, origin)
+    write_weights(loop.model, folder.path / END)
     more = [TRACKED] if loop.recipe.track else []
     for name in more:
         store.write_csv(folder.path / name, [Tracked(**row) for row in loop.state.tracked], Tracked)
-    folder.seal(*RESULT, *more, dropping=folder.names(CHECKPOINTS))
+    folder.seal(*MINIMIZER, *more, dropping=folder.names(CHECKPOINTS))
 
 
 def _keep_iterate(
@@ -341,7 +349,7 @@ def _keep_iterate(
     """Store the present state as the minimizer of a recipe that ends here, in another folder."""
     with suppress(BusyError), files.lock(other.path, wait=False):  # who holds it stores the same
         other.tidy()
-        if other.whole(*RESULT):
+        if other.whole(*MINIMIZER):
             other.forget()
         if other.before.exists():
             return  # it is being trained anew by itself

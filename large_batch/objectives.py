@@ -21,10 +21,9 @@ from large_batch.layers import BatchStatisticsNormalization, pixels
 from large_batch.models import read_weights
 from large_batch.networks import STATISTICS, Network, Problem
 from large_batch.objective import CHUNK, CHUNK_BYTES, Evaluation, Objective
+from large_batch.progress import Report
 from large_batch.statistics import Estimator
 from large_batch.subspace import RandomSubspace
-
-Report = Callable[[int, str], None]  # receives the samples evaluated since the last report, and a note
 
 
 def preparation(data: DataSet) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -73,6 +72,13 @@ class Objectives:
     def size(self) -> int:
         """Number of trainable weights."""
         return sum(int(np.prod(variable.shape)) for variable in self._model.trainable_variables)
+
+    def check_statistics(self, *policies: str) -> None:
+        """Raise `UserError` where policies for moving averages are asked for, and the network has none."""
+        if set(policies) != {STATISTICS[0]} and not self.moving:
+            raise UserError(
+                f"{self._network.name} has no moving averages; --statistics is for networks that have them."
+            )
 
     @property
     def parts(self) -> dict[str, slice]:

@@ -172,6 +172,12 @@ FINE_TUNED = {32: 94.32, 64: 94.32, 128: 94.27, 256: 94.28, 512: 94.16, 1024: 93
 DISTANCE_RATIO = (3, 10)
 
 
+def solution_cells(network: str, minimizer: str) -> list[str]:
+    """Return Table 2's test accuracy and Table 3's sharpness of the paper's SB or LB minimizer."""
+    sharpness = [published(network, minimizer, "sharpness", "full", epsilon) for epsilon in EPSILONS]
+    return list(map(str, [published(network, minimizer, "test_accuracy"), *sharpness]))
+
+
 @dataclass(frozen=True)
 class CurvePoint:
     """A point of an original figure: clipped cross-entropy (nats) and accuracy (percent) at x_S + alpha (x_L - x_S)."""

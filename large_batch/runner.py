@@ -7,80 +7,27 @@ taken is left to it; when nothing is left to take, it is waited for.
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from large_batch import distribution, measurements, planes, store
-from large_batch.errors import BusyError
-from large_batch.files import erased
-from large_batch.measurements import Measured, SharpnessRequest
+from large_batch import distribution, measurements, places, store
+from large_batch.cli import Settings
+from large_batch.errors import BusyError, UserError
+from large_batch.measurements import Measured, SharpnessRequest, Solution
 from large_batch.minimizers import Minimizers, NoMinimizerError
 from large_batch.models import digest
-from large_batch.objectives import Objectives, Report, Request
-from large_batch.planes import Footing, Span, SurfaceRequest, Weights
+from large_batch.objectives import Objectives, Request
+from large_batch.places import Footing, Item, Place, Span, SurfaceRequest, Weights, path_point, state_between
+from large_batch.progress import Progress, Report
 from large_batch.recipes import Recipe
 from large_batch.scalars import Scalars
 from large_batch.subspace import RandomSubspace
 from large_batch.training import Epoch
 
-LOG_SECONDS = 30  # between two lines in a log file
-SURE_SECONDS = 5  # of work, after which it is said how long the rest will take
-LONG_SECONDS = 3600  # from which on the cheaper ways are named, too
-LONG = "This takes long; cheaper: fewer --epochs, a GPU, or the same command on several machines that share --run_dir."
-
 Work = TypeVar("Work")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A point of weight space: the minimizer `first`, or the point at `alpha` of the path from it to `second`.
-
-    A minimizer is given by its recipe, or by the path of a weights file. `curve` is "linear" (Figure 3) or
-    "curvilinear" (Figure 7).
-    """
-
-    first: Recipe | str
-    second: Recipe | str | None = None
-    curve: str = "linear"
-    alpha: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """What a person reads beside the progress."""
-        if self.second is not None:
-            return f"alpha {self.alpha:+.3f}"
-        return self.first.name if isinstance(self.first, Recipe) else self.first
-
-    @property
-    def ends(self) -> list[Recipe | str]:
-        """The minimizers that it depends on."""
-        return [self.first] if self.second is None else [self.first, self.second]
-
-
-Item = tuple[Request, Place] | tuple[SurfaceRequest, Span]
-
-
-def path_point(curve: str, alpha: float, small: np.ndarray, large: np.ndarray) -> np.ndarray:
-    """Return the weights, shape (n,), at `alpha` of the linear (Figure 3) or curvilinear (Figure 7) path."""
-    if curve == "linear":
-        return alpha * large + (1 - alpha) * small
-    return np.sin(alpha * np.pi / 2) * large + np.cos(alpha * np.pi / 2) * small
-
-
-def state_between(alpha: float, small: list[np.ndarray], large: list[np.ndarray]) -> list[np.ndarray]:
-    """Return the state that goes with a point of either path: mixed linearly between the minimizers, and beyond them
-    that of the nearer one, since a variance that is extrapolated may be negative. What is no float is `small`'s."""
-    share = min(max(alpha, 0.0), 1.0)
-    mixed = [share * b + (1 - share) * a for a, b in zip(small, large, strict=True)]
-    return [m.astype(a.dtype) if a.dtype.kind == "f" else a for m, a in zip(mixed, small, strict=True)]
 
 
 def trajectories(recipes: Iterable[Recipe]) -> dict[Recipe, list[Recipe]]:
@@ -117,114 +64,90 @@ def leave_busy_for_last(work: Sequence[Work], do: Callable[[Work, bool], Result]
     return {item: done[item] for item in work}
 
 
-class Progress:
-    """Says how far a list of jobs is, in samples evaluated by a network; one of plain training counts as three.
-
-    A terminal has a line that changes, on which the note of the job is kept in view; elsewhere, as in a log file, there
-    is a line at most every 30 seconds.
-    """
-
-    def __init__(self, work: int):
-        self._total = self._left = work
-        self._done, self._seconds = 0, 0.0  # of what tells the speed
-        self._shown, self._long = -np.inf, False
-
-    @contextmanager
-    def job(self, samples: int, label: str) -> Iterator[Report]:
-        """Yield the report function of a job of about `samples` evaluations; the share advances by just these."""
-        end, last = self._left - samples, None
-        self._show(label, "starts", pause=0)
-
-        def report(done: int, note: str) -> None:
-            nonlocal last
-            done, now = min(done, self._left - end), time.monotonic()
-            self._left -= done
-            if last is not None:  # what is compiled before the first report is no measure of speed
-                self._done, self._seconds = self._done + done, self._seconds + now - last
-            last = now
-            self._show(label, note, pause=0.5)
-
-        yield report
-        self._left = end
-
-    def _show(self, label: str, note: str, pause: float) -> None:
-        now, terminal = time.monotonic(), sys.stderr.isatty()
-        if not self._total or now - self._shown < (pause if terminal else LOG_SECONDS):
-            return
-        self._shown, head = now, f"{1 - self._left / self._total:4.0%}"
-        if self._left and self._done and self._seconds > SURE_SECONDS:
-            left = self._left * self._seconds / self._done
-            head += f", {duration(left)} left"
-            if left > LONG_SECONDS and not self._long:
-                self._long = True
-                store.log.warning(LONG)
-        columns = shutil.get_terminal_size().columns - 1 if terminal else 1000
-        room = columns - len(f"{head}:  {note}")
-        label = label if len(label) <= room else f"{label[: max(room - 3, 0)]}..."
-        line = f"{head}: {label} {note}"[:columns]
-        print(f"{erased()}{line}", end="" if terminal else "\n", file=sys.stderr, flush=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        print(erased(), end="", file=sys.stderr, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Say how long something takes, roughly."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{max(1, round(seconds))} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 class Runner:
-    """Trains and measures over one data set, in one store.
+    """Trains and measures over one data set, in one store, as a command's settings say.
 
     Args:
         minimizers: The store, the network and the data.
-        definition: Of the network.
-        origin: Describes this process.
-        retrain: Train everything anew.
-        wait: Wait for what other processes have taken, or raise `BusyError` when nothing else is left.
-        scalars: Where losses, accuracies and sharpness are written for TensorBoard, if anywhere.
+        settings: Of the command: what is trained anew, waited for, and written for TensorBoard.
     """
 
-    def __init__(
-        self,
-        minimizers: Minimizers,
-        definition: str,
-        origin: store.Provenance,
-        *,
-        retrain: bool = False,
-        wait: bool = True,
-        scalars: Scalars | None = None,
-    ):
-        self.minimizers, self.origin, self.retrain, self.wait = minimizers, origin, retrain, wait
-        self.scalars = scalars
-        network, data = minimizers.network, minimizers.data
-        self.objectives = Objectives(network, data, definition, minimizers.replicas)
+    def __init__(self, minimizers: Minimizers, settings: Settings):
+        self.minimizers, self.retrain, self.wait = minimizers, settings.retrain, settings.wait
+        self.scalars = Scalars(settings.tensorboard) if settings.tensorboard else None
+        self.objectives = Objectives(minimizers.network, minimizers.data, settings.definition, minimizers.replicas)
         self._loaded: dict[Recipe | str, Weights] = {}  # the last two, the ends of a path
         self._subspaces: dict[tuple, RandomSubspace | None] = {}  # the last one, for measurements side by side
         self._digests: dict[Span, str] = {}
         self._footings: dict[SurfaceRequest, Footing] = {}  # the last one, for its rows
 
+    def solve(
+        self,
+        regimes: dict[str, Sequence[Recipe]],
+        requests: Sequence[Request],
+        sharp: Collection[Recipe] | None = None,
+        tested: Collection[Recipe] = (),
+    ) -> dict[str, list[Solution]] | None:
+        """Return the solutions of the recipes of each regime, stored, or trained and measured now.
+
+        Args:
+            regimes: The recipes by the role of their minimizers.
+            requests: What is measured of each: loss and accuracy first, then sharpness.
+            sharp: Those whose sharpness is measured; default: all.
+            tested: Those that need a test history.
+
+        Returns:
+            The solutions, or None where another process reports the results.
+
+        Raises:
+            UserError: Where one of `tested` was trained without a test history, or a loss is not finite.
+        """
+        for recipe in () if self.retrain else tested:
+            self.minimizers.check_tested(recipe)
+        recipes = dict.fromkeys(recipe for group in regimes.values() for recipe in group)
+        wanted = {
+            recipe: [(one, Place(recipe)) for one in requests[: None if sharp is None or recipe in sharp else 1]]
+            for recipe in recipes
+        }
+        if (found := self.run(list(recipes), [item for items in wanted.values() for item in items])) is None:
+            return None
+
+        def solution(minimizer: str, recipe: Recipe) -> Solution:
+            at, (first, *others) = self.minimizers.stored(recipe), [found[item] for item in wanted[recipe]]
+            if first.result.note:
+                raise UserError(f"{recipe.name} is no minimizer: {first.result.note}.")
+            digest = first.measurement.weights_digest
+            return Solution(minimizer, recipe, at.provenance, digest, at.distance, first, others)
+
+        return {regime: [solution(regime, recipe) for recipe in group] for regime, group in regimes.items()}
+
     def run(
         self, recipes: Sequence[Recipe], asked: Sequence[Item] = (), leave_diverged: bool = False
-    ) -> dict[Item, Measured]:
+    ) -> dict[Item, Measured] | None:
         """Train the recipes and those that the places need, and measure what is asked for at each place.
 
         What is to do and what is done is said first. With `leave_diverged` a training that diverges is said, and what
-        is asked for at its minimizer is not among the results. Raises as `Minimizers.train` and the requests do, and
-        `BusyError` where the rest is in the hands of others that are not waited for.
+        is asked for at its minimizer is not among the results. Returns None where another process reports the results,
+        or has what is left in its hands and is not waited for. Raises as `Minimizers.train` and the requests do.
         """
         ends = list(dict.fromkeys(end for _, place in asked for end in place.ends))
         for file in (end for end in ends if not isinstance(end, Recipe)):
             self._load(file, wait=True)  # a file that is none shows before hours of work
-        trainings = trajectories([*recipes, *(end for end in ends if isinstance(end, Recipe))])
+        needed = list(dict.fromkeys([*recipes, *(end for end in ends if isinstance(end, Recipe))]))
+        if not self.retrain:
+            self.minimizers.take_shipped(needed)
+        try:
+            found = self._run(trajectories(needed), asked, leave_diverged)
+        except BusyError as error:
+            if self.wait:
+                raise
+            print(f"{error} What is left is in other hands; the same command without --nowait waits for the results.")
+            return None
+        return found if self.minimizers.replicas.chief else None
+
+    def _run(
+        self, trainings: dict[Recipe, list[Recipe]], asked: Sequence[Item], leave_diverged: bool
+    ) -> dict[Item, Measured]:
         train, test = len(self.minimizers.data.x_train), len(self.minimizers.data.x_test)
         missing = {longest: last for longest, iterates in trainings.items() if (last := self._missing(iterates))}
         # A training that is whole but for its end still has something to do
@@ -289,9 +212,9 @@ class Runner:
 
     def _say_plan(self, work: str, trainings: Iterable[Recipe], needed: list[int]) -> None:
         """Print what will be done, with what, and where it is kept."""
-        device = self.origin.device
+        device = self.minimizers.origin.device
         if device == "CPU":
-            device = f"CPU only, {self.origin.threads} threads; for a GPU: pip install -e '.[gpu]'"
+            device = f"CPU only, {self.minimizers.origin.threads} threads; for a GPU: pip install -e '.[gpu]'"
         if (replicas := self.minimizers.replicas.count) > 1:
             device = f"{replicas} replicas: {device}"
         sizes = sorted({size for recipe in trainings for size in recipe.batch_sizes})
@@ -346,15 +269,17 @@ class Runner:
             self.objectives.take_state(fixed, request.statistics)
             return request.compute(self.objectives, at, self._subspace(request), report)
 
-        minimizers, origin = self.minimizers, self.origin
-        return measurements.load_or_compute(minimizers.run_dir, request, compute, origin, minimizers.replicas, wait)
+        minimizers = self.minimizers
+        return measurements.load_or_compute(
+            minimizers.run_dir, request, compute, minimizers.origin, minimizers.replicas, wait
+        )
 
     def _at(self, request: Request, place: Place | Span, wait: bool) -> tuple[Request, np.ndarray, list[np.ndarray]]:
         """Return the request with the digest of the weights at a place, these weights, and the state with them; of a
         span, which is no one place, only the request."""
         if isinstance(place, Span):
             if place not in self._digests:
-                self._digests[place] = planes.spanned_digest(self._load(end, wait) for end in place.ends)
+                self._digests[place] = places.spanned_digest(self._load(end, wait) for end in place.ends)
             return dataclasses.replace(request, weights_digest=self._digests[place]), None, None
         (w, state), *others = [self._load(end, wait) for end in place.ends]
         for other, other_state in others:
@@ -384,7 +309,7 @@ class Runner:
             self._footings.clear()
             points = [self._load(end, wait=True) for end in span.ends]
             minimizers = self.minimizers
-            self._footings[request.plane] = planes.footing(
+            self._footings[request.plane] = places.footing(
                 request.plane, points, self.objectives, minimizers.run_dir, minimizers.replicas
             )
         return self._footings[request.plane]

@@ -11,7 +11,8 @@ from scipy.sparse.linalg import LinearOperator
 
 from large_batch import hessian, spectrum
 from large_batch.hessian import PASSES
-from large_batch.objectives import Objectives, Report, Request
+from large_batch.objectives import Objectives, Request
+from large_batch.progress import Report
 from large_batch.spectrum import HESSIAN_MEASURES, Density, Estimate
 
 

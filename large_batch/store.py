@@ -33,6 +33,8 @@ ENVIRONMENT = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FP
 INSTRUCTION_SETS = ("avx", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "sve2")
 SUMS = "SHA256SUMS"
 RECIPE = "recipe.json"  # says whose a folder is
+START, END, PROVENANCE = "start.weights.h5", "minimizer.weights.h5", "provenance.json"
+MINIMIZER = (RECIPE, END, START, "history.csv", PROVENANCE)  # the files of one
 PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # of a file of a run
 LONGEST_NAME = 220  # of 255, for what is added to it
 
@@ -207,6 +209,10 @@ class Folder:
         with suppress(*NOT_A_FILE):
             found = (self.path / name).read_bytes()
             return found if self.sums().get(name) == _digest(found) else None
+
+    def provenance(self) -> Provenance:
+        """Return where the minimizer came from."""
+        return Provenance(**json.loads((self.path / PROVENANCE).read_text()))
 
     def seal(self, *names: str, dropping: Iterable[str] = ()) -> None:
         """Make written files count, all at once, and delete others that no longer shall."""

@@ -67,12 +67,6 @@ def solution_table(solutions: Sequence[Solution], published: dict[tuple[str, int
     return lay_out([list(line) for line in zip(*used, strict=True)])
 
 
-def accuracy_cells(network: str, minimizer: str) -> list[str]:
-    """Return Table 2's test accuracy and Table 3's sharpness of the paper's SB or LB minimizer."""
-    sharpness = [paper.published(network, minimizer, "sharpness", "full", epsilon) for epsilon in paper.EPSILONS]
-    return list(map(str, [paper.published(network, minimizer, "test_accuracy"), *sharpness]))
-
-
 def settings_of(measured: Measured) -> tuple[str, str, float, str, str]:
     """Return how sharpness was measured, apart from with which A: factor, measure, size, space, solver."""
     at = measured.measurement

@@ -12,12 +12,12 @@ import training_curves
 import warmstart
 from batch_size_sweep import Settings as SweepSettings
 from batch_size_sweep import default_sizes, fitting
-from large_batch import __version__, distribution, files, paper, store
+from large_batch import __version__, distribution, files, paper, store, tables
 from large_batch.backend import tf
 from large_batch.errors import UserError
 from large_batch.experiment import Experiment
-from large_batch.minimizers import RESULT
-from large_batch.runner import duration
+from large_batch.progress import duration
+from large_batch.runner import Runner
 from large_batch.tables import cell
 from warmstart import schedule
 
@@ -179,7 +179,7 @@ def test_batch_size_sweep_shared_with_another_process(run, tmp_path):
 def test_warm_starts_killed_and_continued(run, tmp_path):
     job = "warmstart.py", "--epochs=4", "--every=2", "--large_batch_epochs=2", *BATCHES
     run(*job, before=("tests/killed.py", "minimizer.weights.h5", 6), code=-9)
-    ended = [path for path in (tmp_path / "run").glob("small-*") if store.Folder(path).whole(*RESULT)]
+    ended = [path for path in (tmp_path / "run").glob("small-*") if store.Folder(path).whole(*store.MINIMIZER)]
     assert len(ended) == 5
     trained = {path: time for path, time in stored_files(tmp_path).items() if path.parent in ended}
     assert [path for path in trained if "-from-" in str(path)], "killed between the warm starts"
@@ -254,7 +254,9 @@ def test_the_paper_is_set_beside_its_own_data_batches_and_last_epoch_only(tmp_pa
         regime: [solution(regime, experiment.recipe(batch, epochs=epochs), 1.0) for batch, epochs in some]
         for regime, some in regimes.items()
     }
-    experiment.report("schedule", "title", solutions, [], {})
+    every = [one for group in solutions.values() for one in group]
+    table = tables.solution_table(every, experiment.published(every))
+    experiment.report("schedule", f"title\n{table}", every, [], {})
     small, early, large, growing = (re.split("  +", line)[-3:] for line in capsys.readouterr().out.splitlines()[3:7])
     assert small == ["64.02 ± 0.2", "1.39 ± 0.02", "0.9 ± 0.05"], "Tables 2 and 3"
     assert large == ["59.45 ± 1.05", "310.64 ± 38.46", "93.15 ± 6.81"]
@@ -366,7 +368,7 @@ def test_default_batch_sizes_that_cannot_fit_are_left_out(tmp_path, monkeypatch,
     assert "Left out: batches of 512 and 750, for which the memory does not suffice." in caplog.text
     assert fitted.name("batch_size_sweep") == "F1-batch_size_sweep-digits-b64-128-256"
     with pytest.raises(UserError, match="A training step of 512 samples of F1 needs about"):
-        fitted.run([fitted.recipe(64), fitted.recipe(512)], [])
+        Runner(fitted.minimizers, fitted.settings).run([fitted.recipe(64), fitted.recipe(512)], [])
     assert not list((tmp_path / "run").glob("F1*")), "found out before the work"
 
 

@@ -17,7 +17,7 @@ from large_batch.minimizers import Minimizers
 from large_batch.models import point_of
 from large_batch.networks import Network
 from large_batch.objective import Objective, Point, flat_weights, read_weights, write_weights
-from large_batch.runner import state_between
+from large_batch.places import state_between
 from large_batch.sharpness_metric import curvature, sharpness
 from large_batch.subspace import RandomSubspace
 

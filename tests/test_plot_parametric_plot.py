@@ -13,7 +13,7 @@ from large_batch import figures, paper
 from large_batch.layers import pixels
 from large_batch.measurements import Evaluated, EvaluationRequest
 from large_batch.objective import Objective, flat_weights, write_weights
-from large_batch.runner import path_point
+from large_batch.places import path_point
 from plot_parametric_plot import rms_difference
 
 

@@ -65,7 +65,7 @@ def test_a_training_that_another_number_of_threads_continues(tmp_path, monkeypat
         return keras.Sequential([keras.Input(network.input_shape), keras.layers.Dense(classes)])
 
     data = datasets.load_data("digits", "unused").reshape_to((64,))
-    here = Minimizers(Network("linear", build, "digits", (64,), 10), data, tmp_path)
+    network = Network("linear", build, "digits", (64,), 10)
     monkeypatch.setattr(training, "COMPILED_BATCH", 0)  # which would take longer than these steps
     asked, origin = recipe(data, network="linear"), store.provenance()
 
@@ -74,8 +74,8 @@ def test_a_training_that_another_number_of_threads_continues(tmp_path, monkeypat
             raise StoppedError
 
     def train_with(threads, **settings):
-        monkeypatch.setattr(store, "provenance", lambda device: dataclasses.replace(origin, threads=threads))
-        return here.train(asked, **settings)
+        there = Minimizers(network, data, tmp_path, origin=dataclasses.replace(origin, threads=threads))
+        return there.train(asked, **settings)
 
     with pytest.raises(StoppedError):
         train_with(3, report=stop)
@@ -83,7 +83,7 @@ def test_a_training_that_another_number_of_threads_continues(tmp_path, monkeypat
     found = train_with(5)
     assert "linear-digits-b150-e2-s0 was begun elsewhere and continues with threads 5 instead of 3" in caplog.text
     assert "will not end at the same bits" in caplog.text
-    for provenance in (found.provenance, here.stored(asked).provenance):
+    for provenance in (found.provenance, Minimizers(network, data, tmp_path).stored(asked).provenance):
         assert provenance.threads == 5
         assert [earlier["threads"] for earlier in provenance.earlier] == [3]
 

@@ -194,7 +194,7 @@ import os, signal
 from pathlib import Path
 import quick
 from large_batch import datasets, files
-from large_batch.minimizers import RESULT
+from large_batch.store import MINIMIZER
 
 data = datasets.load_data("digits", "unused").reshape_to((784,))
 asked, found, replace = quick.recipe(data), quick.minimizers(data, sys.argv[1]), os.replace
@@ -213,7 +213,7 @@ for victim in (None, "minimizer.weights.h5", iterate.path.name):
     _, status = os.wait()
     with files.lock(iterate.path):
         iterate.tidy()
-        print(os.waitstatus_to_exitcode(status), iterate.whole(*RESULT), flush=True)
+        print(os.waitstatus_to_exitcode(status), iterate.whole(*MINIMIZER), flush=True)
 """
 
 
@@ -238,10 +238,10 @@ def test_a_run_of_another_version_is_not_touched(trained, asked, first):
 
 
 def test_the_provenance_of_a_resumed_training_names_all_its_processes(digits, asked, tmp_path, monkeypatch):
-    found = quick.minimizers(digits, tmp_path)
     monkeypatch.setattr(sys, "argv", ["first.py"])
-    stop_in_epoch(2, found, asked)
+    stop_in_epoch(2, quick.minimizers(digits, tmp_path), asked)
     monkeypatch.setattr(sys, "argv", ["second.py"])
+    found = quick.minimizers(digits, tmp_path)
     stop_in_epoch(3, found, asked)
     trained = found.train(asked)
     assert trained.provenance.command == "second.py"

@@ -10,14 +10,17 @@ import quick
 import small_network
 from quick import run_code
 
-from large_batch import files, objectives, paper, runner, store
+from large_batch import files, objectives, paper, runner
+from large_batch import progress as progress_bar
+from large_batch.cli import Settings
 from large_batch.errors import BusyError, UserError
 from large_batch.layers import kept_bytes, pixels
 from large_batch.measurements import EvaluationRequest, SharpnessRequest
 from large_batch.minimizers import Minimizers, NoMinimizerError
 from large_batch.models import digest
 from large_batch.objective import Objective
-from large_batch.runner import Place, Runner, leave_busy_for_last, trajectories
+from large_batch.places import Place
+from large_batch.runner import Runner, leave_busy_for_last, trajectories
 from large_batch.spectra import DensityRequest
 
 
@@ -63,7 +66,7 @@ def make(digits, tmp_path):
     """Make a runner in the test's store, as another process would."""
 
     def make(**settings):
-        return Runner(quick.minimizers(digits, tmp_path), "repository", store.provenance("CPU"), **settings)
+        return Runner(quick.minimizers(digits, tmp_path), Settings(**settings))
 
     return make
 
@@ -112,7 +115,7 @@ def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work,
     found = first.run([asked, half, asked], items)
     plan = capsys.readouterr().out.splitlines()
     assert plan[:3] == [
-        f"Device:   CPU only, {first.origin.threads} threads; for a GPU: pip install -e '.[gpu]'",
+        f"Device:   CPU only, {first.minimizers.origin.threads} threads; for a GPU: pip install -e '.[gpu]'",
         "Batches:  750 samples",
         "Work:     1 trainings (0 stored, 0 resumed), 4 measurements (0 stored)",
     ]
@@ -130,7 +133,7 @@ def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work,
     assert sharp[0].result.loss == Objective(model, digits.x_train[:100], digits.y_train[:100], prepare=pixels).value(
         end.weights
     )
-    assert sharp[0].provenance.command == first.origin.command
+    assert sharp[0].provenance.command == first.minimizers.origin.command
     assert evaluated.measurement.weights_digest == digest(end.weights)
     assert evaluated_half.measurement.weights_digest == digest(middle.weights)
 
@@ -192,10 +195,10 @@ def progress(monkeypatch, terminal):
     what is said of them."""
     now, said = [0.0], io.StringIO()
     said.isatty = lambda: terminal
-    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(sys, "stderr", said)
     monkeypatch.setenv("COLUMNS", "80")
-    with runner.Progress(2000) as bar:
+    with progress_bar.Progress(2000) as bar:
         for name in ("C1-cifar10-b5000-e100-s0-from-b256-e100", "sharp"):
             with bar.job(1000, name) as report:
                 for i in range(1, 11):
@@ -226,7 +229,7 @@ def test_progress_in_a_terminal(monkeypatch):
     assert lines[2] == " 10%, 3 min left: C1-cifar10-b5000-e100-s0-fr... epoch 2/100 loss 0.1234 99.87%"
 
 
-def test_what_another_process_trains_is_left_for_last(make, digits, monkeypatch):
+def test_what_another_process_trains_is_left_for_last(make, digits, monkeypatch, capsys):
     """And with it what starts at its minimizer; all else is done before."""
     small, large = quick.recipe(digits), quick.recipe(digits, batch_size=1500, epochs=1)
     warm, other = dataclasses.replace(large, warm_start=small.at_epoch(1)), dataclasses.replace(large, seed=1)
@@ -241,8 +244,10 @@ def test_what_another_process_trains_is_left_for_last(make, digits, monkeypatch)
     monkeypatch.setattr(Minimizers, "train", noted)
     with ExitStack() as another:
         another.enter_context(files.lock(found.folder(small).path))
-        with pytest.raises(BusyError, match="quick-digits-b750-e2-s0"):
-            make(wait=False).run([small, warm, large])
+        assert make(wait=False).run([small, warm, large]) is None
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert "quick-digits-b750-e2-s0" in said
+        assert said.endswith("the same command without --nowait waits for the results.")
         assert [found.is_stored(each) for each in (small.at_epoch(1), small, warm, large)] == [
             False,
             False,

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 import network_zoo
-from large_batch import shipped, store
+from large_batch import store
 from large_batch.minimizers import Minimizers
 from large_batch.objective import flat_weights
 from large_batch.objectives import Objectives
@@ -35,7 +35,7 @@ def test_a_shipped_minimizer_is_what_it_says(mnist, tmp_path, folder, caplog):
     """Loss and accuracy over the test set are those after its last epoch, on another processor but for rounding; and
     training begins as it did."""
     here, recipe = Minimizers(network_zoo.get("F1"), mnist, tmp_path / "run"), recipe_of(folder)
-    shipped.take(here, [recipe])
+    here.take_shipped([recipe])
     assert caplog.text.count("100 epochs, trained on Intel(R) Xeon(R) Processor") == 1
     assert "come with the repository; --retrain trains it here" in caplog.text
     found, history = here.stored(recipe), history_of(folder)
@@ -45,7 +45,7 @@ def test_a_shipped_minimizer_is_what_it_says(mnist, tmp_path, folder, caplog):
     assert result.accuracy == pytest.approx(float(history[-1]["test_accuracy"]), abs=0.03)
     starts = flat_weights(here.build(recipe))
     np.testing.assert_array_equal(found.start, starts)
-    shipped.take(here, [recipe, recipe.at_epoch(1)])
+    here.take_shipped([recipe, recipe.at_epoch(1)])
     assert caplog.text.count("come with the repository") == 1, "nothing is taken twice, or that is not there"
     # Rounding grows within an epoch, but far less than the 2 - 10 % by which seeds differ in this loss
     first = here.train(recipe.at_epoch(1), test_history=True).history[0]

@@ -13,8 +13,7 @@ from large_batch import surface, surface_figures
 from large_batch.errors import UserError
 from large_batch.functions import Point
 from large_batch.objective import Objective, flat_weights
-from large_batch.planes import Footing
-from large_batch.runner import path_point, state_between
+from large_batch.places import Footing, path_point, state_between
 from large_batch.surface import (
     Part,
     Surface,

@@ -1,5 +1,7 @@
-"""The loss on planes through stored minimizers, measured row by row: each row is kept, and found again by what the
-plane is made of."""
+"""Where in weight space something is measured: at a minimizer, on a path between two, on a plane through several.
+
+A plane is measured row by row: each row is kept, and found again by what the plane is made of.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ import numpy as np
 from large_batch import files, hessian, store, surface
 from large_batch.distribution import Replicas
 from large_batch.models import digest
-from large_batch.objectives import Objectives, Report, Request
+from large_batch.objectives import Objectives, Request
+from large_batch.progress import Report
 from large_batch.recipes import Recipe
 from large_batch.surface import Plane, Surface
 
@@ -26,12 +29,53 @@ Weights = tuple[np.ndarray, list[np.ndarray]]  # flat, (n,), and the state that 
 
 
 @dataclass(frozen=True)
+class Place:
+    """A point of weight space: the minimizer `first`, or the point at `alpha` of the path from it to `second`.
+
+    A minimizer is given by its recipe, or by the path of a weights file. `curve` is "linear" (Figure 3) or
+    "curvilinear" (Figure 7).
+    """
+
+    first: Recipe | str
+    second: Recipe | str | None = None
+    curve: str = "linear"
+    alpha: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What a person reads beside the progress."""
+        if self.second is not None:
+            return f"alpha {self.alpha:+.3f}"
+        return self.first.name if isinstance(self.first, Recipe) else self.first
+
+    @property
+    def ends(self) -> list[Recipe | str]:
+        """The minimizers that it depends on."""
+        return [self.first] if self.second is None else [self.first, self.second]
+
+
+@dataclass(frozen=True)
 class Span:
     """Where a plane is: the minimizers that it is made of, each a recipe or the path of a weights file, the first of
     which is its origin."""
 
     ends: tuple[Recipe | str, ...]
     name: ClassVar[str] = "surface"
+
+
+def path_point(curve: str, alpha: float, small: np.ndarray, large: np.ndarray) -> np.ndarray:
+    """Return the weights, shape (n,), at `alpha` of the linear (Figure 3) or curvilinear (Figure 7) path."""
+    if curve == "linear":
+        return alpha * large + (1 - alpha) * small
+    return np.sin(alpha * np.pi / 2) * large + np.cos(alpha * np.pi / 2) * small
+
+
+def state_between(alpha: float, small: list[np.ndarray], large: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the state that goes with a point of either path: mixed linearly between the minimizers, and beyond them
+    that of the nearer one, since a variance that is extrapolated may be negative. What is no float is `small`'s."""
+    share = min(max(alpha, 0.0), 1.0)
+    mixed = [share * b + (1 - share) * a for a, b in zip(small, large, strict=True)]
+    return [m.astype(a.dtype) if a.dtype.kind == "f" else a for m, a in zip(mixed, small, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -117,6 +161,9 @@ class SurfaceRequest(Request):
         values = [list(column) for column in zip(*columns, strict=True)]
         plane = w.plane
         return SurfaceRow([p[0] for p in places], float(b), *values, plane.marks.tolist(), plane.axis_values.tolist())
+
+
+Item = tuple[Request, Place] | tuple[SurfaceRequest, Span]
 
 
 @dataclass(frozen=True, eq=False)
