@@ -26,7 +26,7 @@ from large_batch.objective import Objective
 from large_batch.objectives import preparation
 from large_batch.progress import Report
 from large_batch.recipes import Recipe
-from large_batch.store import END, MINIMIZER, PROVENANCE, RECIPE, START
+from large_batch.store import END, HISTORY, MINIMIZER, PROVENANCE, RECIPE, START
 from large_batch.tracking import Tracked
 from large_batch.training import DivergedError, Epoch, StepMemory, TrainingLoop, TrainingState
 
@@ -96,8 +96,8 @@ class Minimizers:
         folder = self.folder(recipe)
         if not folder.whole(*MINIMIZER):
             return None
-        history = _stored_history(recipe, folder)
         with store.reading(folder.path):
+            history = recipe.checked(store.read_csv(folder.path / HISTORY, Epoch))
             model = self.build(recipe)
             start, end = (read_weights(model, folder.path / name) for name in (START, END))
             return Minimizer(
@@ -123,7 +123,8 @@ class Minimizers:
         before = folder.sums()
         try:
             if folder.whole(*MINIMIZER):
-                return TrainingState(history=_stored_history(recipe, folder))
+                with store.reading(folder.path):
+                    return TrainingState(history=recipe.checked(store.read_csv(folder.path / HISTORY, Epoch)))
             if checkpoints := folder.names(CHECKPOINTS):
                 with store.reading(folder.path / checkpoints[-1]), np.load(folder.path / checkpoints[-1]) as saved:
                     return TrainingState.read(saved)
@@ -173,7 +174,8 @@ class Minimizers:
             keep: Epochs after which iterates are stored on the way, as minimizers of `recipe.at_epoch`.
             report: Is told the samples trained.
             watch: Is given the history after each epoch of a new training.
-            wait: Of several processes with one store, one trains a recipe. Wait for it, or raise `BusyError`.
+            wait: Of several processes with one store, one trains a recipe. Wait for it, or raise `BusyError`, also
+                where a warm start is not there yet.
 
         Raises:
             UserError: For a batch larger than the training set, and as `stored`.
@@ -182,7 +184,9 @@ class Minimizers:
             Interrupted: On SIGINT or SIGTERM, once the present state is kept.
         """
         recipe.check(self.data)
-        folder, replicas = self.folder(recipe), self.replicas
+        folder, replicas, first = self.folder(recipe), self.replicas, recipe.warm_start
+        if not wait and replicas.broadcast(bool(first) and not self.is_stored(first)):
+            raise BusyError(f"Another process trains {first.name}.")
         with replicas.lock(folder.path, wait):
             if replicas.chief:
                 self._tidy(recipe, folder, retrain)
@@ -191,8 +195,8 @@ class Minimizers:
             found = self.stored(recipe)
             if replicas.agreed(found is not None, folder.path):
                 return found
-            if recipe.warm_start and not begun:
-                self.train(recipe.warm_start, report=report, wait=wait)
+            if first and not begun:
+                self.train(first, report=report, wait=wait)
             iterates = {epoch: self.folder(recipe.at_epoch(epoch)) for epoch in keep if epoch < recipe.epochs}
             if not retrain:
                 iterates = {epoch: other for epoch, other in iterates.items() if not other.whole(*MINIMIZER)}
@@ -302,14 +306,6 @@ class Minimizers:
         replicas.agreed(loop.state.steps, folder.path)
 
 
-def _stored_history(recipe: Recipe, folder: store.Folder) -> list[Epoch]:
-    with store.reading(folder.path):
-        history = store.read_csv(folder.path / "history.csv", Epoch)
-        if len(history) > recipe.epochs or not recipe.ends([row.train_loss for row in history]):
-            raise ValueError(f"{len(history)} epochs in history.csv")
-    return history
-
-
 def _tested(history: list[Epoch]) -> bool:
     return all(row.test_loss is not None for row in history)
 
@@ -334,7 +330,7 @@ def _provenance(loop: TrainingLoop, origin: store.Provenance) -> store.Provenanc
 
 def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Provenance) -> None:
     """Make the present state the folder's minimizer."""
-    store.write_csv(folder.path / "history.csv", loop.state.history, Epoch)
+    store.write_csv(folder.path / HISTORY, loop.state.history, Epoch)
     store.write_json(folder.path / PROVENANCE, origin)
     write_weights(loop.model, folder.path / END)
     more = [TRACKED] if loop.recipe.track else []

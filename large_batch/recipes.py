@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from large_batch import optimizers, remedies
 from large_batch.backend import keras
@@ -137,6 +137,12 @@ class Recipe(Problem):
     def ends(self, losses: Sequence[float]) -> bool:
         """Say whether a training whose epochs had these mean losses is at its end."""
         return len(losses) >= self.epochs or (self.until_converged and converged(losses))
+
+    def checked(self, history: Sequence[Any]) -> Sequence[Any]:
+        """Return the epochs of a whole training, each with a `train_loss`; raise `ValueError` where it is not whole."""
+        if len(history) > self.epochs or not self.ends([row.train_loss for row in history]):
+            raise ValueError(f"{len(history)} epochs in its history")
+        return history
 
     def check(self, data: DataSet) -> Recipe:
         """Return the recipe; raise `UserError` for a batch larger than the training set, or remedies of other data."""

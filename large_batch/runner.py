@@ -237,9 +237,7 @@ class Runner:
         Raises `BusyError`, unless told to `wait`, where another process trains it, or what it starts from.
         """
         longest, minimizers = iterates[-1], self.minimizers
-        first, keep = longest.warm_start, [recipe.epochs for recipe in iterates]
-        if not wait and minimizers.replicas.broadcast(bool(first) and not minimizers.is_stored(first)):
-            raise BusyError(f"Another process trains {first.name}.")
+        keep = [recipe.epochs for recipe in iterates]
 
         def watch(history: list[Epoch]) -> None:
             if self.scalars and minimizers.replicas.chief:

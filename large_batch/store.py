@@ -33,8 +33,8 @@ ENVIRONMENT = ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FP
 INSTRUCTION_SETS = ("avx", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "sve2")
 SUMS = "SHA256SUMS"
 RECIPE = "recipe.json"  # says whose a folder is
-START, END, PROVENANCE = "start.weights.h5", "minimizer.weights.h5", "provenance.json"
-MINIMIZER = (RECIPE, END, START, "history.csv", PROVENANCE)  # the files of one
+START, END, HISTORY, PROVENANCE = "start.weights.h5", "minimizer.weights.h5", "history.csv", "provenance.json"
+MINIMIZER = (RECIPE, END, START, HISTORY, PROVENANCE)  # the files of one
 PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"  # of a file of a run
 LONGEST_NAME = 220  # of 255, for what is added to it
 

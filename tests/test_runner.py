@@ -256,8 +256,8 @@ def test_what_another_process_trains_is_left_for_last(make, digits, monkeypatch,
         ]
         calls.clear()
         make().run([small, warm, other])
-    assert calls[:2] == [(small, False), (other, False)]
-    assert calls[2:5] == [(small, True), (small.at_epoch(1), True), (warm, True)]
+    assert calls[:3] == [(small, False), (warm, False), (other, False)]
+    assert calls[3:6] == [(small, True), (small.at_epoch(1), True), (warm, True)]
     assert all(map(found.is_stored, (small.at_epoch(1), small, warm, other)))
 
 
