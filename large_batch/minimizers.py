@@ -185,8 +185,6 @@ class Minimizers:
         """
         recipe.check(self.data)
         folder, replicas, first = self.folder(recipe), self.replicas, recipe.warm_start
-        if not wait and replicas.broadcast(bool(first) and not self.is_stored(first)):
-            raise BusyError(f"Another process trains {first.name}.")
         with replicas.lock(folder.path, wait):
             if replicas.chief:
                 self._tidy(recipe, folder, retrain)
@@ -196,6 +194,8 @@ class Minimizers:
             if replicas.agreed(found is not None, folder.path):
                 return found
             if first and not begun:
+                if not wait and replicas.broadcast(not self.is_stored(first)):
+                    raise BusyError(f"Another process trains {first.name}.")
                 self.train(first, report=report, wait=wait)
             iterates = {epoch: self.folder(recipe.at_epoch(epoch)) for epoch in keep if epoch < recipe.epochs}
             if not retrain:
