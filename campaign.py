@@ -50,10 +50,18 @@ COMMANDS = (
     "edge_of_stability.py -n F1 --epochs 10 --track eigenvalue:235:5000,eigenvalue:5:5000",
     # F1: remedies and other optimizers
     *(f"paper_tables.py -n F1 --trials 2 --epochs 50 --tables {name}" for name in ("7", "robust", "optimizers")),
-    "rank_measures.py -n F1 --epochs 50 --batch_sizes 256,6000 --trials 2 --sharpness_samples 5000 "
-    "--curvature_samples 5000 --remedies none,conservative,adversarial,stability,sam,asam",
     "plot_parametric_plot.py -n F1 --epochs 10 --remedy conservative",
     "plot_parametric_plot.py -n F1 --epochs 10 --remedy conservative:fresh=1",
+    # F1: measures of sharpness and the gap
+    "rank_measures.py -n F1 --epochs 50 --batch_sizes 6000 --trials 2 --sharpness_samples 5000 "
+    "--curvature_samples 5000 --remedies none,conservative,adversarial,stability,sam,asam",
+    *(
+        f"rank_measures.py -n F1 --trials 3{at} --sharpness_samples 5000 --curvature_samples 5000"
+        for at in ("", " --at 10,100")
+    ),
+    # C1 after 20 epochs: surfaces, remedies
+    "plot_surface.py -n C1 --epochs 20 --directions random --points 51 --samples 1000",
+    "paper_tables.py -n C1 --epochs 20 --tables 6,7",
     # C1, the same as F1 with one seed
     "training_curves.py -n C1 --sharpness_samples 5000",
     "plot_parametric_plot.py -n C1",
@@ -67,22 +75,16 @@ COMMANDS = (
         for seed in (1, 2)
         for script in ("plot_parametric_plot.py -n C1", "sharpness.py -n C1 --space full")
     ),
-    # C1: remedies; Figures 4 and 5; surfaces
-    "paper_tables.py -n C1 --epochs 20 --tables 6,7",
+    # C1: Figures 4 and 5
     "batch_size_sweep.py -n C1 --epochs 20 --batch_sizes 64,256,512,1024,2048,5000 --sharpness_samples 5000",
     "warmstart.py -n C1 --epochs 20 --every 4 --sharpness_samples 5000",
-    "plot_surface.py -n C1 --directions random --points 51 --samples 2500",
     # C2
     "plot_parametric_plot.py -n C2 --epochs 40",
     "sharpness.py -n C2 --epochs 40 --space full --eps 5e-4",
-    # F1: Figures 4 and 5, a batch that grows, measures of sharpness and the gap
+    # F1: Figures 4 and 5, a batch that grows
     "batch_size_sweep.py -n F1 --trials 3",
     "warmstart.py -n F1",
     "warmstart.py -n F1 --schedule double:10",
-    *(
-        f"rank_measures.py -n F1 --trials 3{at} --sharpness_samples 5000 --curvature_samples 5000"
-        for at in ("", " --at 10,100")
-    ),
     # C1 as in the text of Appendix B, beside the authors' code
     *(
         f"{script} -n C1 --epochs 20{definition}"
