@@ -60,6 +60,7 @@ COMMANDS = (
         for at in ("", " --at 10,100")
     ),
     # C1 after 20 epochs: surfaces, remedies
+    "performance_model.py -n C1 --epochs 20",
     "plot_surface.py -n C1 --epochs 20 --directions random --points 51 --samples 1000",
     "paper_tables.py -n C1 --epochs 20 --tables 6,7",
     # C1, the same as F1 with one seed
