@@ -142,6 +142,10 @@ def test_a_curve_may_have_points_that_are_not_finite(tmp_path):
         ((0.1, 0.2), claims.HOLDS),
         ((0.3, 0.4), claims.CONTRADICTED),
         ((0.1, 0.3), f"{claims.OPEN}: not in all trials"),
+        ((0.1,), claims.ONE_TRIAL),
+        ((0.4,), claims.ONE_TRIAL),
+        ((0.04,), claims.HOLDS),
+        ((1.0,), claims.CONTRADICTED),
         ((), ledger.NOT_RUN),
     ],
 )
