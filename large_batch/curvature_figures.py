@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from large_batch.spectrum import Density
 from large_batch.tracking import Tracked
@@ -104,6 +105,9 @@ def measures_and_gap(rows: list[dict], ranks: dict[str, RankCorrelation], title:
         known = [row[measure] for row in rows if row[measure] is not None]
         if known and 0 < 10 * min(known) < max(known):
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(known) < 100 * min(known) else (1,)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(f"{measure}: {rank}", fontsize="medium")
         _grid(axes)
     for axes in panels[len(ranks) :]:
