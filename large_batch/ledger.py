@@ -21,9 +21,7 @@ WHY_NOT = {  # where it is not for the hours it takes
     "C4": "CIFAR-100 was not at hand",
 }
 ORDER = 10  # "one to two orders of magnitude": at least this factor
-FAR_RATIO = (
-    4.3  # four times the deviation of log(I_L / I_S) over F1's seeds, 0.37, as a factor: beyond it one trial will do
-)
+FAR_RATIO = 4.3  # 4 deviations of log(I_L / I_S) over F1's five seeds (0.37), as a factor: what one trial must exceed
 
 
 @dataclass(frozen=True)
