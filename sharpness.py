@@ -168,7 +168,7 @@ def main(settings: Settings) -> None:
     """Train or find the minimizers, measure them, print the tables, write the numbers and draw the figure."""
     settings.check()
     import network_zoo
-    from large_batch import figures, tables
+    from large_batch import curvature_figures, tables
     from large_batch.experiment import Experiment
     from large_batch.measurements import EvaluationRequest
     from large_batch.places import Place
@@ -200,7 +200,7 @@ def main(settings: Settings) -> None:
     length = "given minimizer" if settings.weights else f"{settings.epochs} epochs"
     title = experiment.title(f"{what}, {length}")
     print(f"\n{title}\n{text}")
-    drawn = {"": figures.rescaling(results, title)} if several else {}
+    drawn = {"": curvature_figures.rescaling(results, title)} if several else {}
     origins = {label: experiment.origin_of(end) for label, end in ends.items()}
     kind = "curvature" if settings.curvature else "sharpness"
     experiment.write(kind, rows, {"minimizers": origins, "results": results}, drawn)

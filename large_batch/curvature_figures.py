@@ -1,4 +1,5 @@
-"""Figures of curvature: the spectrum of the Hessian at minimizers, and what was followed during trainings."""
+"""Figures of curvature: the spectrum of the Hessian at minimizers, what was followed during trainings, and measures of
+sharpness side by side."""
 
 from __future__ import annotations
 
@@ -9,12 +10,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from large_batch.figures import REGIMES, grid, logarithmic
+from large_batch.sharpness_metric import MEASURES
 from large_batch.spectrum import Density
 from large_batch.tracking import Tracked
 from large_batch.trends import RankCorrelation
 
 # Which colour-blind people tell apart: SB, LB, ...
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#f0e442")
+
+MEASURE_TITLES = {
+    "keskar": r"Metric 2.1: $|y_i| \leq \epsilon\,(|x_i| + 1)$",
+    "relative": r"relative box: $|y_i| \leq \epsilon\,|x_i|$",
+    "ball": r"SAM's ball: $\|y\| \leq \rho$",
+    "adaptive": r"ASAM's ball: $\|y / x\| \leq \rho$",
+    "eigenvalue": "largest eigenvalue of the Hessian",
+    "trace": "trace of the Hessian",
+}
 
 
 def spectral_densities(densities: dict[str, dict[str, Density]], title: str) -> Figure:
@@ -45,7 +57,7 @@ def spectral_densities(densities: dict[str, dict[str, Density]], title: str) -> 
         right.set_ylim(bottom=0.5)
         right.set_ylabel("Eigenvalues above (dotted: below minus)")
         for axes in (left, right):
-            _grid(axes)
+            grid(axes)
     for axes in (left, right):
         axes.set_xlabel("Eigenvalue of the Hessian")
     figure.suptitle(title)
@@ -76,7 +88,7 @@ def edge_of_stability(tracked: dict[str, list[Tracked]], steps: dict[str, int], 
         axes.plot(*zip(*edges, strict=True), "--", color="0.3", lw=1.2, label="edge of stability")
         axes.set_yscale("log")
         axes.set_ylabel(words)
-        _grid(axes)
+        grid(axes)
     several[-1].set_xlabel("Epoch")
     figure.suptitle(title)
     handles, labels = several[0].get_legend_handles_labels()
@@ -109,7 +121,7 @@ def measures_and_gap(rows: list[dict], ranks: dict[str, RankCorrelation], title:
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(f"{measure}: {rank}", fontsize="medium")
-        _grid(axes)
+        grid(axes)
     for axes in panels[len(ranks) :]:
         axes.set_visible(False)
     figure.supylabel("Training less test accuracy (points)")
@@ -119,14 +131,45 @@ def measures_and_gap(rows: list[dict], ranks: dict[str, RankCorrelation], title:
     return figure
 
 
+def rescaling(results: dict[str, list], title: str) -> Figure:
+    """Draw the sharpness of SB (dots) and LB (squares) against the factor of the weights before a batch normalisation.
+
+    The factor does not change the function. There is a panel for each measure, with logarithmic axes. `results` holds
+    `measurements.Measured` sharpness by minimizer; trials are drawn as their mean.
+    """
+    first = next(iter(results.values()))
+    measures = list(dict.fromkeys(measured.measurement.measure for measured in first))
+    figure = Figure(figsize=(7.2, 2.6 + 2.6 * -(-len(measures) // 2)), layout="constrained")
+    panels = figure.subplots(-(-len(measures) // 2), min(2, len(measures)), sharex=True, squeeze=False).flat
+    for axes, measure in zip(panels, measures, strict=False):
+        for (label, group), (marker, color) in zip(results.items(), REGIMES, strict=False):
+            lines: dict[tuple, dict[float, list]] = {}
+            for at, value in ((measured.measurement, measured.result.value) for measured in group):
+                if at.measure == measure:
+                    places = lines.setdefault((at.epsilon, at.space, at.solver), {})
+                    places.setdefault(at.rescale, []).append(np.nan if value is None else value)
+            for number, ((size, *_), places) in enumerate(lines.items()):
+                means = [float(np.mean(values)) for values in places.values()]
+                style = {"ls": ("-", "--", ":")[min(number, 2)], "marker": marker, "ms": 4, "lw": 1.4}
+                words = label
+                if size is not None:
+                    words += f", {'epsilon' if MEASURES[measure].radius is None else 'rho'} {size:g}"
+                axes.plot(list(places), means, color=color, label=words, **style)
+        axes.set_xscale("log")
+        logarithmic(axes)
+        axes.set_title(MEASURE_TITLES[measure], fontsize="medium")
+        if None not in {size for size, *_ in lines}:
+            axes.set_ylabel("Sharpness (%)")
+        grid(axes)
+        axes.legend(frameon=False, fontsize="small")
+    figure.supxlabel("Factor of the weights before each batch normalisation", fontsize="medium")
+    figure.suptitle(title, fontsize="large")
+    return figure
+
+
 def _band(
     axes: Axes, x: np.ndarray, mean: np.ndarray, error: np.ndarray, color: str, line: str, label: str | None
 ) -> None:
     axes.plot(x, mean, line, color=color, lw=1.4, label=label)
     if np.isfinite(error).all():
         axes.fill_between(x, np.maximum(mean - 2 * error, 0), mean + 2 * error, color=color, alpha=0.2, lw=0)
-
-
-def _grid(axes: Axes) -> None:
-    axes.grid(True, color="0.85")
-    axes.set_axisbelow(True)

@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
 
 from large_batch.paper import EPSILONS, CurvePoint
-from large_batch.sharpness_metric import MEASURES
 from large_batch.trends import Breakpoint
 
 # Blue, vermilion and black of Okabe and Ito's palette, which the colour-blind tell apart, too; lighter for the original
@@ -21,15 +20,6 @@ LOSS, ACCURACY, GROWING, LOSS_MUTED, ACCURACY_MUTED = "#0072b2", "#d55e00", "#00
 REGIMES = (("o", LOSS), ("s", ACCURACY), ("^", GROWING))  # marker and colour of SB, LB and a growing batch
 KINDS = "loss", "clipped_loss"
 MARKERS = dict(zip(EPSILONS, ("o", "s"), strict=True))  # of sharpness
-
-MEASURE_TITLES = {
-    "keskar": r"Metric 2.1: $|y_i| \leq \epsilon\,(|x_i| + 1)$",
-    "relative": r"relative box: $|y_i| \leq \epsilon\,|x_i|$",
-    "ball": r"SAM's ball: $\|y\| \leq \rho$",
-    "adaptive": r"ASAM's ball: $\|y / x\| \leq \rho$",
-    "eigenvalue": "largest eigenvalue of the Hessian",
-    "trace": "trace of the Hessian",
-}
 
 
 def drawn(figure: Figure, stem: str | Path) -> dict[Path, bytes]:
@@ -74,7 +64,7 @@ def parametric_plot(
     left.set_ylim(bottom=0)
     right.set_ylim(0, 105)
     left.set_title(title)
-    _grid(left)
+    grid(left)
 
     entries = [
         Line2D([], [], color=LOSS, label="loss"),
@@ -114,13 +104,13 @@ def statistics_policies(alphas: list[float], curves: dict[str, list], title: str
             above.plot(alphas, [getattr(point, f"{half}_loss") for point in points], line, **style)
             below.plot(alphas, [getattr(point, f"{half}_accuracy") for point in points], line, **style)
     above.set_ylabel("Cross Entropy")
-    _logarithmic(above)
+    logarithmic(above)
     below.set_ylabel("Accuracy (%)")
     below.set_ylim(0, 105)
     below.set_xlabel(rf"$\alpha$   (0: small batch, 1: large batch; {path_label})")
     above.set_title(title)
     for axes in (above, below):
-        _grid(axes)
+        grid(axes)
     handles, labels = below.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(curves), frameon=False)
     return figure
@@ -172,7 +162,7 @@ def training_curves(curves: list[Curve], title: str, switches: Sequence[int] = (
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Accuracy (%)")
     axes.set_title(title)
-    _grid(axes)
+    grid(axes)
     figure.legend(loc="outside lower center", ncols=2 * len(curves) if len(curves) < 3 else 3, frameon=False)
     return figure
 
@@ -193,11 +183,11 @@ def sharpness_by_loss(iterates: dict[str, list], title: str) -> Figure:
                 arrow = {"arrowstyle": "-|>", "color": color, "lw": 0, "mutation_scale": 15}
                 axes.annotate("", np.sqrt(np.multiply(begin, end)), begin, arrowprops=arrow)
     axes.set_xscale("log")
-    _logarithmic(axes)
+    logarithmic(axes)
     axes.set_xlabel("Cross Entropy (training set); arrows point to later epochs")
     axes.set_ylabel("Sharpness (%)")
     axes.set_title(title)
-    _grid(axes)
+    grid(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -220,12 +210,12 @@ def batch_size_sweep(rows: list, threshold: Breakpoint | None, title: str) -> Fi
     left.set_xscale("log", base=2)
     left.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45, ha="right")
     left.minorticks_off()
-    _logarithmic(right)
+    logarithmic(right)
     left.set_xlabel("Batch Size")
     left.set_ylabel("Testing Accuracy (%)", color=LOSS)
     right.set_ylabel("Sharpness (%)", color=ACCURACY)
     left.set_title(title)
-    _grid(left)
+    grid(left)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -246,7 +236,7 @@ def fine_tuning(rows: list, published: dict[int, float], title: str) -> Figure:
     axes.set_xlabel("Batch Size")
     axes.set_ylabel("Validation Accuracy (%)")
     axes.set_title(title)
-    _grid(axes)
+    grid(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -290,50 +280,14 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
         values = [row.sharpness_at(epsilon) for row in large_alone]
         if None not in values:
             below.axhline(float(np.mean(values)), color="0.4", ls=line, lw=0.9, label=_at("of LB alone", epsilon))
-    _logarithmic(below)
+    logarithmic(below)
     below.set_ylabel("Sharpness (%)")
     below.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     below.set_xlabel("Epochs of SB training before LB training")
     above.set_title(title)
     for axes in (above, below):
-        _grid(axes)
+        grid(axes)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-    return figure
-
-
-def rescaling(results: dict[str, list], title: str) -> Figure:
-    """Draw the sharpness of SB (dots) and LB (squares) against the factor of the weights before a batch normalisation.
-
-    The factor does not change the function. There is a panel for each measure, with logarithmic axes. `results` holds
-    `measurements.Measured` sharpness by minimizer; trials are drawn as their mean.
-    """
-    first = next(iter(results.values()))
-    measures = list(dict.fromkeys(measured.measurement.measure for measured in first))
-    figure = Figure(figsize=(7.2, 2.6 + 2.6 * -(-len(measures) // 2)), layout="constrained")
-    panels = figure.subplots(-(-len(measures) // 2), min(2, len(measures)), sharex=True, squeeze=False).flat
-    for axes, measure in zip(panels, measures, strict=False):
-        for (label, group), (marker, color) in zip(results.items(), REGIMES, strict=False):
-            lines: dict[tuple, dict[float, list]] = {}
-            for at, value in ((measured.measurement, measured.result.value) for measured in group):
-                if at.measure == measure:
-                    places = lines.setdefault((at.epsilon, at.space, at.solver), {})
-                    places.setdefault(at.rescale, []).append(np.nan if value is None else value)
-            for number, ((size, *_), places) in enumerate(lines.items()):
-                means = [float(np.mean(values)) for values in places.values()]
-                style = {"ls": ("-", "--", ":")[min(number, 2)], "marker": marker, "ms": 4, "lw": 1.4}
-                words = label
-                if size is not None:
-                    words += f", {'epsilon' if MEASURES[measure].radius is None else 'rho'} {size:g}"
-                axes.plot(list(places), means, color=color, label=words, **style)
-        axes.set_xscale("log")
-        _logarithmic(axes)
-        axes.set_title(MEASURE_TITLES[measure], fontsize="medium")
-        if None not in {size for size, *_ in lines}:
-            axes.set_ylabel("Sharpness (%)")
-        _grid(axes)
-        axes.legend(frameon=False, fontsize="small")
-    figure.supxlabel("Factor of the weights before each batch normalisation", fontsize="medium")
-    figure.suptitle(title, fontsize="large")
     return figure
 
 
@@ -372,9 +326,9 @@ def performance_model(
         axes.set_xlabel("Testing Accuracy (%)")
     for axes in (left, *right):
         axes.set_ylabel("$I_L / I_S$")
-        _logarithmic(axes)
+        logarithmic(axes)
         axes.legend(frameon=False, fontsize="small")
-        _grid(axes)
+        grid(axes)
     figure.suptitle(title, fontsize="large")
     return figure
 
@@ -383,15 +337,23 @@ def _at(what: str, epsilon: float) -> str:
     return f"{what}, epsilon {epsilon:g}"
 
 
-def _logarithmic(axes: Axes) -> None:
+class _PlainNumbers(LogFormatter):
+    """Labels the ticks that `LogFormatter` labels, as 0.06 instead of 6e-02."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def logarithmic(axes: Axes) -> None:
     """Make the vertical axis logarithmic, its labels plain numbers; where nothing is resolved it has no scale."""
     if not any(len(line.get_ydata()) for line in axes.lines):
         return
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axes.yaxis.set_minor_formatter(_PlainNumbers(minor_thresholds=(1.5, 0.5)))
 
 
-def _grid(axes: Axes) -> None:
+def grid(axes: Axes) -> None:
+    """Draw a pale grid behind the curves."""
     axes.grid(True, color="0.85")
     axes.set_axisbelow(True)
