@@ -16,6 +16,10 @@ class UserError(ValueError):
     """A request that cannot be met as asked; the message is one sentence with the remedy (exit code 2)."""
 
 
+class NotFiniteError(UserError):
+    """A loss that is no finite number at a minimizer, or near it."""
+
+
 def no_such(kind: str, name: str, choices: Iterable[str], more: str = "") -> UserError:
     """Return the error of a name that does not exist, with the one that it resembles and what may be chosen."""
     by_word = {choice.casefold(): choice for choice in choices}

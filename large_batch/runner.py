@@ -14,7 +14,7 @@ import numpy as np
 
 from large_batch import distribution, measurements, places, store
 from large_batch.cli import Settings
-from large_batch.errors import BusyError, UserError
+from large_batch.errors import BusyError, NotFiniteError, UserError
 from large_batch.measurements import Measured, SharpnessRequest, Solution
 from large_batch.minimizers import Minimizers, NoMinimizerError
 from large_batch.models import digest
@@ -126,9 +126,10 @@ class Runner:
     ) -> dict[Item, Measured] | None:
         """Train the recipes and those that the places need, and measure what is asked for at each place.
 
-        What is to do and what is done is said first. With `leave_diverged` a training that diverges is said, and what
-        is asked for at its minimizer is not among the results. Returns None where another process reports the results,
-        or has what is left in its hands and is not waited for. Raises as `Minimizers.train` and the requests do.
+        What is to do and what is done is said first. With `leave_diverged` a training that diverges, or a loss that is
+        not finite, is said, and what is asked for there is not among the results. Returns None where another process
+        reports the results, or has what is left in its hands and is not waited for. Raises as `Minimizers.train` and
+        the requests do.
         """
         ends = list(dict.fromkeys(end for _, place in asked for end in place.ends))
         for file in (end for end in ends if not isinstance(end, Recipe)):
@@ -185,7 +186,13 @@ class Runner:
                 if not diverged.isdisjoint(work[1].ends):
                     return None
                 with progress.job(costs[work], work[1].name) as report:
-                    return self._measure(*work, report, wait)
+                    try:
+                        return self._measure(*work, report, wait)
+                    except NotFiniteError as error:
+                        if not leave_diverged:
+                            raise
+                        store.log.warning("%s: %s", work[1].name, error)
+                        return None
 
             results = leave_busy_for_last([*to_train, *dict.fromkeys(asked)], do, self.wait)
         found = {item: results[item] for item in asked if results[item]}

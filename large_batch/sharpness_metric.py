@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import fmin_l_bfgs_b
 
 from large_batch import functions, hessian
-from large_batch.errors import UserError
+from large_batch.errors import NotFiniteError, UserError
 from large_batch.functions import RESOLUTION, Function, Point
 from large_batch.subspace import RandomSubspace
 
@@ -214,7 +214,7 @@ def curvature(
         vertex = widths * random.choice([-1.0, 1.0], len(w))
         rises.append(percent * (objective.value(w + vertex) - found.loss))
         if not np.isfinite(rises[-1]):
-            raise UserError(f"The loss is not finite within epsilon {eps:g} of the minimizer; give a smaller one.")
+            raise NotFiniteError(f"The loss is not finite within epsilon {eps:g} of the minimizer; give a smaller one.")
         report(hessian.PASSES["loss"], f"direction {i + 1}/{directions}")
     steep_share = None
     if found.value is not None:
@@ -281,7 +281,7 @@ class _Box:
         self.evaluations += 1
         if not (np.isfinite(loss) and np.isfinite(gradient).all()):
             remedy = "give a smaller one" if self.evaluations > 1 else "it is not so at the minimizer itself either"
-            raise UserError(f"The loss is not finite within epsilon {self.eps:g} of the minimizer; {remedy}.")
+            raise NotFiniteError(f"The loss is not finite within epsilon {self.eps:g} of the minimizer; {remedy}.")
         if loss > self.best:
             self.best, self.best_u = loss, u.copy()
         self._report(f"loss {loss:.4g}, largest {self.best:.4g}")

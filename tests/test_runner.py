@@ -78,8 +78,14 @@ def test_the_others_go_on_without_what_diverges(make, digits, caplog):
     items = [(evaluation, Place(recipe)) for recipe in (wild, quick.recipe(digits, epochs=1))]
     with pytest.raises(NoMinimizerError):
         make().run([], items)
-    assert list(make().run([], items, leave_diverged=True)) == items[1:]
-    assert [record.message.startswith("The training diverged") for record in caplog.records] == [True]
+    far = SharpnessRequest(**problem, space="full", epsilon=1e38, solver="lbfgsb", iterations=1)
+    items.insert(1, (far, items[1][1]))
+    with pytest.raises(UserError, match="not finite within epsilon"):
+        make().run([], items[1:])
+    assert list(make().run([], items, leave_diverged=True)) == items[2:]
+    diverged, infinite = [record.message for record in caplog.records]
+    assert diverged.startswith("The training diverged")
+    assert infinite.startswith(f"{items[1][1].name}: The loss is not finite within epsilon 1e+38")
 
 
 @pytest.fixture
