@@ -76,6 +76,8 @@ COMMANDS = (
         for seed in (1, 2)
         for script in ("plot_parametric_plot.py -n C1", "sharpness.py -n C1 --space full")
     ),
+    "paper_tables.py -n C1 --trials 3 --tables 2,3",
+    "training_curves.py -n C1 --trials 3 --sharpness_samples 5000",
     # C1: Figures 4 and 5
     "batch_size_sweep.py -n C1 --epochs 20 --batch_sizes 64,256,512,1024,2048,5000 --sharpness_samples 5000",
     "warmstart.py -n C1 --epochs 20 --every 4 --sharpness_samples 5000",

@@ -13,6 +13,9 @@ work.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -191,7 +194,7 @@ def main(settings: Settings) -> None:
     title = experiment.title(f"{begun}, {settings.epochs} epochs")
     claim = level_then_falling(rows, len(experiment.data.x_test), tuned)
     print(f"\n{title}\n{table(rows, published)}\n\n{claim}")
-    summary = {"claim": claim, "recipes": recipes}
+    summary = {"claim": claim, "minimizers": experiment.origins(recipes), "results": list(results.values())}
     experiment.write("finetune", rows, summary, {"": figures.fine_tuning(rows, published, title)})
 
 

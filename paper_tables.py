@@ -35,8 +35,6 @@ if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.places import Item
     from large_batch.recipes import Recipe
 
-DIMENSION = 100  # of the random subspaces of Table 4
-
 
 @dataclass(frozen=True)
 class Quantity:
@@ -68,26 +66,26 @@ AS_PLAIN = 'The paper has no numbers for {}, only that they are as LB\'s, which 
 TABLES = {
     "2": Table("Table 2: accuracy (percent)", PLAIN, (TRAIN, TEST)),
     "3": Table("Table 3: Metric 2.1 (percent) in the full space", PLAIN, FULL),
-    "4": Table(f"Table 4: Metric 2.1 (percent) in random subspaces of dimension {DIMENSION}", PLAIN, RANDOM),
+    "4": Table(f"Table 4: Metric 2.1 (percent) in random subspaces of dimension {paper.DIMENSION}", PLAIN, RANDOM),
     "6": Table(
         "Table 6: data augmentation",
         (*PLAIN, "SB augment", "LB augment"),
-        (TEST, *FULL),
+        (TRAIN, TEST, *FULL),
         "Sharpness is that of the training loss without augmentation. The baseline of the paper's Table 6 is \"SB "
         'augment".',
         images=True,
     ),
-    "7": Table("Table 7: conservative training", (*PLAIN, "LB conservative"), (TEST, *FULL)),
+    "7": Table("Table 7: conservative training", (*PLAIN, "LB conservative"), (TRAIN, TEST, *FULL)),
     "robust": Table(
         "Appendix E.3: robust training",
         (*PLAIN, "LB adversarial", "LB stability", "LB sam", "LB asam"),
-        (TEST, *FULL),
+        (TRAIN, TEST, *FULL),
         f"{AS_PLAIN.format('adversarial and stability training')} SAM and ASAM are younger than it.",
     ),
     "optimizers": Table(
         "Section 2.2: other optimizers",
         (*PLAIN, "LB adagrad", "LB sgd", "LB adaqn"),
-        (TEST, *FULL),
+        (TRAIN, TEST, *FULL),
         f"{AS_PLAIN.format('these three')} SGD has momentum 0.9 and a learning rate of 0.1, with which the few steps "
         "of large batches come to an end.",
     ),
@@ -165,7 +163,7 @@ def item(experiment: Experiment, recipe: Recipe, quantity: Quantity) -> Item:
         return experiment.request(EvaluationRequest), Place(recipe)
     settings, where = experiment.settings, {"space": quantity.space}
     if quantity.space == "random":
-        where |= {"dimension": DIMENSION, "manifold": settings.manifold, "trial": recipe.seed}
+        where |= {"dimension": paper.DIMENSION, "manifold": settings.manifold, "trial": recipe.seed}
     box = {"epsilon": quantity.epsilon, "solver": "lbfgsb", "iterations": settings.iterations}
     box["samples"] = experiment.sharpness_samples
     return experiment.request(SharpnessRequest, **box, **where), Place(recipe)
@@ -224,7 +222,7 @@ def report(experiment: Experiment) -> None:
     settings = experiment.settings
     runner = Runner(experiment.minimizers, settings)
     if "4" in settings.tables:
-        check_dimension(runner.objectives.size, DIMENSION)
+        check_dimension(runner.objectives.size, paper.DIMENSION)
     wanted = cells(settings.tables)
     asked = [item(experiment, recipe, quantity) for m, quantity in wanted for recipe in recipes(experiment, m)]
     asked = list(dict.fromkeys(asked))  # train and test accuracy are one measurement
@@ -234,7 +232,10 @@ def report(experiment: Experiment) -> None:
     rows, values = judged(experiment, found)
     title = experiment.title(f"The paper's tables, {settings.epochs} epochs")
     print(f"\n{title}\n\n{text(experiment, rows)}")
-    experiment.write("paper_tables", values, {"rows": rows}, {})
+    told = {name: {"title": TABLES[name].title, "note": TABLES[name].note} for name in settings.tables}
+    origins = experiment.origins(recipe for m, _ in wanted for recipe in recipes(experiment, m))
+    summary = {"tables": told, "rows": rows, "minimizers": origins, "results": list(found.values())}
+    experiment.write("paper_tables", values, summary, {})
 
 
 def main(settings: Settings) -> None:

@@ -157,6 +157,7 @@ def report(experiment: Experiment) -> None:
     lines = [over_accuracies(*pair, steps) for pair in histories]
     drawn = figures.performance_model(ratio, settings.efficiency, [one.ratio for one in found], lines, title)
     summary = {"batch_ratio": ratio, "largest_ratio": largest_ratio(ratio, settings.efficiency), "found": found}
+    summary |= {"over_accuracies": lines, "minimizers": experiment.origins(every)}
     experiment.write("performance_model", found, summary, {"": drawn})
 
 

@@ -13,6 +13,9 @@ kept and reused, and several processes with one --run_dir share the work.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
+    import large_batch.ctrl_c  # noqa: F401
+
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +129,8 @@ def main(settings: Settings) -> None:
     ranks = {name: rank_correlation([row[name] for row in rows], gaps, trainings) for name in measures}
     title = experiment.title("Measures of sharpness and the generalisation gap")
     print(f"\n{title}\n{tables.rank_table(ranks)}")
-    drawn = {"": curvature_figures.measures_and_gap(rows, ranks, title)}
-    experiment.write("measures", rows, {"correlations": ranks}, drawn)
+    summary = {"correlations": ranks, "minimizers": experiment.origins(recipes), "results": list(found.values())}
+    experiment.write("measures", rows, summary, {"": curvature_figures.measures_and_gap(rows, ranks, title)})
 
 
 if __name__ == "__main__":

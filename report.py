@@ -12,12 +12,13 @@ if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others
     import large_batch.ctrl_c  # noqa: F401
 
 import base64
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from large_batch import cli, files, paper
 from large_batch.cli import setting
@@ -26,6 +27,7 @@ from large_batch.results import Result, read
 
 NETWORKS = ("F1", "F2", "C1", "C2", "C3", "C4", "VGG11", "MobileNetV2")
 TITLE = "Large-batch training and sharp minima: the reproduction"
+PART = re.compile(r"(?:at )?(epsilon [\d.e-]+|\w+):")  # what a line is about, where there are several
 SHORT = re.compile(r"(<!-- made by report.py -->).*?(<!-- end -->)", re.DOTALL)
 STYLE = """
 :root { color-scheme: light dark; --edge: #8886; --soft: #8881; }
@@ -57,35 +59,56 @@ class Settings:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; the first row is its head."""
-    lines = [f"| {' | '.join(cell.replace('|', '/') or ' ' for cell in row)} |" for row in rows]
+    lines = [f"| {' | '.join(cell.replace('||', '‖').replace('|', '/') or ' ' for cell in row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def claims(lines: Sequence[Line]) -> str:
-    """Return the ledger: what has a result, and then what has none, and why."""
-    rows, missing = [["claim", "network", "verdict", "ours", "published", "from"]], {}
+    """Return the ledger: what has a result, by which rules it was judged, and what has none, and why."""
+    rows, rules, missing = [["claim", "network", "verdict", "ours", "published", "from"]], {}, {}
     for line in lines:
         claim = f"{line.claim} ({line.source})"
         if line.result:
             link = f"[{line.result.command}](#{anchor(line.result)})"
             rows.append([claim, line.network, f"**{line.verdict}**", line.found, line.published, link])
+            rules[claim] = line.rule
         else:
             missing.setdefault(claim, []).append(line.network)
     reasons = [f"{network}: {why}" for network, why in WHY_NOT.items()]
-    heading = f"### Not run\n\nThe others wait for their hours of computing ({'; '.join(reasons)})."
+    not_run = f"{'; '.join(reasons)}. For the others there was no time yet with this version; what older ones found is "
+    not_run += "in [results](results/README.md#batch-sizes)."
     unknown = [["claim", "networks"], *([claim, ", ".join(networks)] for claim, networks in missing.items())]
-    return "\n\n".join([table(rows), heading, table(unknown)])
+    judged = table([["claim", "it holds where"], *map(list, rules.items())])
+    return "\n\n".join([table(rows), "### Rules", judged, "### Not run", not_run, table(unknown)])
 
 
 def in_short(lines: Sequence[Line]) -> str:
-    """Return the verdicts alone, a column for each network with any."""
-    networks = list(dict.fromkeys(line.network for line in lines if line.result))
-    verdicts: dict[str, dict[str, list[str]]] = {}
+    """Return the verdicts alone, a column for each network with any; of epsilons and methods each its own, where they
+    differ."""
+    of_networks: dict[str, list[Result]] = {}
+    verdicts: dict[str, dict[str, dict[str, str]]] = {}
     for line in (line for line in lines if line.result):
-        of = verdicts.setdefault(f"{line.claim} ({line.source})", {}).setdefault(line.network, [])
-        of += [word] if (word := line.verdict.partition(":")[0]) not in of else []
-    rows = [[claim, *("; ".join(of.get(name, ["-"])) for name in networks)] for claim, of in verdicts.items()]
-    return table([["claim", *networks], *rows])
+        of_networks.setdefault(line.network, []).append(line.result)
+        of = verdicts.setdefault(f"{line.claim} ({line.source})", {}).setdefault(line.network, {})
+        part = PART.match(line.found)
+        of[part[1] if part else ""] = line.verdict.partition(":")[0]
+
+    def cell(of: dict[str, str]) -> str:
+        if len(set(of.values())) < 2:
+            return "".join(set(of.values())) or "-"
+        return "; ".join(f"{part}: {verdict}" for part, verdict in of.items())
+
+    rows = [[claim, *(cell(of.get(name, {})) for name in of_networks)] for claim, of in verdicts.items()]
+    return table([["claim", *(f"{name}, {lengths(found)}" for name, found in of_networks.items())], *rows])
+
+
+def lengths(results: Sequence[Result]) -> str:
+    """Return how long was trained for some results, and how often, in words."""
+    epochs, trials = ([one.setting(name, 1) for one in results] for name in ("epochs", "trials"))
+    trials = [1 if one.script == "sharpness" else count for one, count in zip(results, trials, strict=True)]
+    (few, many), (one, several) = ((min(numbers), max(numbers)) for numbers in (epochs, trials))
+    words = f"{few} - {many} epochs" if few < many else f"{few} epochs"
+    return f"{words}, {one} - {several} trials" if one < several else f"{words}, {one} trial" + "s" * (one > 1)
 
 
 def anchor(result: Result) -> str:
@@ -104,7 +127,8 @@ def tables(results: Sequence[Result]) -> str:
             rows = [["minimizer", "quantity", "space", "epsilon", "ours", "paper", "verdict"]]
             for row in (row for row in result.content["rows"] if row["table"] == name):
                 known = [value for value in row["values"] if value is not None]
-                spreads = [paper.Spread.of(known).rounded() if known else "-"]
+                some = f" ({len(known)} of {len(row['values'])})" * (len(known) < len(row["values"]))
+                spreads = [paper.Spread.of(known).rounded() + some if known else "-"]
                 spreads.append(str(paper.Spread(**row["paper"])) if row["paper"] else "-")
                 place = [
                     row["minimizer"],
@@ -113,9 +137,10 @@ def tables(results: Sequence[Result]) -> str:
                     f"{row['epsilon'] or ''}",
                 ]
                 rows.append([*place, *spreads, row["verdict"]])
-            heading = f"Table {name}" if name.isdigit() else name.capitalize()
-            parts.append(f"### {heading}, {result.network}, {result.training}\n\n{table(rows)}")
-    return "\n\n".join(parts) or "None yet."
+            told = result.content["tables"][name]
+            heading = f"### {told['title']}: {result.network}, {result.training}"
+            parts += [heading, table(rows), told["note"]]
+    return "\n\n".join(filter(None, parts)) or "None yet."
 
 
 def figures(results: Sequence[Result], report: Path) -> str:
@@ -123,13 +148,17 @@ def figures(results: Sequence[Result], report: Path) -> str:
     parts = []
     for result in results:
         for path in result.figures:
-            link = quote(str(path if path.is_absolute() else Path(path).relative_to(report.parent)))
             words = f"{result.script.replace('_', ' ')} of {result.network}, {result.training}"
-            parts.append(f"### {path.stem}\n\n![{words}]({link})\n\n`python {result.command}`")
+            parts.append(f"### Figure {path.stem}\n\n![{words}]({link(path, report)})\n\n`python {result.command}`")
     return "\n\n".join(parts)
 
 
-def origins(results: Sequence[Result]) -> str:
+def link(path: Path, report: Path) -> str:
+    """Return a file's address, from the report's folder."""
+    return quote(os.path.relpath(path, report.parent))
+
+
+def origins(results: Sequence[Result], report: Path) -> str:
     """Return how each number was made."""
     parts = []
     for result in results:
@@ -142,7 +171,7 @@ def origins(results: Sequence[Result]) -> str:
             f"- finished {origin['finished']}",
             f"- commit {origin['commit'][:12]}; {packages}; Python {origin['python']}",
             f"- {origin['machine']}; {origin.get('processor', 'processor unknown')}",
-            f"- numbers: [{result.path.name}]({quote(str(result.path))})",
+            f"- numbers: [{result.path.name}]({link(result.path, report)})",
         ]
         parts.append("\n".join([f"### {result.path.stem}", "", lines[0], "", *lines[1:]]))
     return "\n\n".join(parts)
@@ -168,23 +197,23 @@ def text(results: Sequence[Result], lines: Sequence[Line], report: Path) -> str:
         "Claims": claims(lines),
         "Tables": tables(results),
         "Figures": figures(results, report),
-        "How each number was made": origins(results),
+        "How each number was made": origins(results, report),
     }
     start = (
-        f"# {TITLE}\n\nMade by `python report.py` from `results/`. The commands print the rules of the verdicts. SB "
-        "is small-batch, LB large-batch training. Sharpness is Metric 2.1 in percent, ± the deviation over trials."
+        f"# {TITLE}\n\nMade by `python report.py` from `results/`. SB is small-batch, LB large-batch "
+        "training. Sharpness is Metric 2.1 in percent, ± the deviation over trials."
     )
     return "\n\n".join([start, *(f"## {name}\n\n{body}" for name, body in sections.items())]) + "\n"
 
 
-def page(markdown_text: str, report: Path) -> str:
-    """Return the report as one HTML page, the figures within it."""
+def page(markdown_text: str, report: Path, folder: Path) -> str:
+    """Return the report as one HTML page for a folder, the figures within it."""
     import markdown
 
     body = markdown.markdown(markdown_text, extensions=["tables", "toc"])
 
     def embedded(match: re.Match) -> str:
-        data = base64.b64encode((report.parent / match[1]).read_bytes()).decode()
+        data = base64.b64encode((report.parent / unquote(match[1])).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
 
     def labelled(match: re.Match) -> str:
@@ -193,6 +222,7 @@ def page(markdown_text: str, report: Path) -> str:
         return re.sub("<td>", lambda _: f'<td data-label="{next(names)}">', match[0])
 
     body = re.sub(r'src="([^":]+\.png)"', embedded, body)
+    body = re.sub(r'href="(?!#|http)', f'href="{os.path.relpath(report.parent, folder)}/', body)
     body = re.sub("<table>.*?</table>", labelled, body, flags=re.DOTALL)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{TITLE}</title><style>{STYLE}</style>"
@@ -205,7 +235,7 @@ def main(settings: Settings) -> None:
     results = read(Path(settings.result_dir), folder)
     lines = ledger(results, NETWORKS)
     markdown_text = text(results, lines, report)
-    pages = {report: markdown_text.encode(), folder / "report.html": page(markdown_text, report).encode()}
+    pages = {report: markdown_text.encode(), folder / "report.html": page(markdown_text, report, folder).encode()}
     if readme.exists():
         verdicts = SHORT.sub(lambda match: f"{match[1]}\n{in_short(lines)}\n{match[2]}", readme.read_text())
         pages[readme] = verdicts.encode()

@@ -51,7 +51,7 @@ class Settings(cli.SpectrumSettings):
     space: tuple[str, ...] = setting(
         SPACES, "full (Table 3), random (Table 4), or both with a comma.", cli.list_word(""), GROUP, choices=SPACES
     )
-    dimension: int = setting(100, "Dimension of the random subspaces.", "d{}", GROUP, least=1)
+    dimension: int = setting(paper.DIMENSION, "Dimension of the random subspaces.", "d{}", GROUP, least=1)
     manifold: str = setting(MANIFOLDS[0], "How the random subspaces are drawn.", "{}", GROUP, choices=MANIFOLDS)
     trials: int = setting(1, "Random subspaces to measure in.", "t{}", GROUP, least=1, most=10_000)
     solver: tuple[str, ...] = setting(

@@ -177,13 +177,13 @@ def sharpness_paths(small: Path, large: Path, epsilon: float) -> Claim:
     fall = small.late_sharpness / small.sharpness.max()
     missing = [
         words
-        for words, true in {"LB becomes sharper": rise > 2, "SB becomes flatter": fall < 1 / 2}.items()
+        for words, true in {"LB does not become twice as sharp": rise > 2, "SB not half as sharp": fall < 1 / 2}.items()
         if not true
     ]
     if at_large <= 2 * at_small:
         verdict = f"{CONTRADICTED}: at equal loss LB is not sharper"
     else:
-        verdict = f"{DIRECTION}; not: {', '.join(missing)}" if missing else HOLDS
+        verdict = f"{DIRECTION}: {', '.join(missing)}" if missing else HOLDS
     found = (
         f"at epsilon {epsilon:g}: late LB has {rise:.3g} times the sharpness of the start, late SB {fall:.3g} of its "
         f"largest; at loss {level:.3g} LB is {at_large / at_small:.3g} times as sharp as SB{note}"
@@ -252,7 +252,7 @@ def sharpness_threshold(
         elif threshold is None:
             verdict = f"{DIRECTION}: the rise becomes slower, but the accuracy has no threshold here"
         else:
-            verdict = HOLDS if fit.breakpoint.overlaps(threshold) else f"{DIRECTION}; not: around the threshold"
+            verdict = HOLDS if fit.breakpoint.overlaps(threshold) else f"{DIRECTION}: not around the threshold"
     return Claim(
         "The sharpness rises with the batch size, and around the threshold this rise becomes slower (section 3, Figure "
         "4).",
@@ -305,7 +305,7 @@ def warm_starts(
     elif not falls:
         verdict = f"{DIRECTION}: nothing is known of the sharpness"
     else:
-        verdict = HOLDS if max(falls.values()) < 1 else f"{DIRECTION}; not: late ones are flatter"
+        verdict = HOLDS if max(falls.values()) < 1 else f"{DIRECTION}: late ones are not flatter"
     found = f"SB alone {_percent(small)}, LB alone {_percent(large)}"
     if early.any():
         found += f", early warm starts {_percent(accuracies[early])}"
@@ -367,8 +367,9 @@ def agreement(
 
     Returns:
         "agrees" where the means differ by at most 3 times the wider of the two standard deviations; else "same
-        direction" or "contradicts", by the side on which it lies of what it is compared with; "no verdict" where a
-        trial, or what it would be compared with, is missing.
+        direction" or "contradicts", by the side on which it lies of what it is compared with; "no verdict" where that
+        is not clear (`unclear`, single trials by the paper's wider deviation), and where a trial, or what it would be
+        compared with, is missing.
     """
     if theirs is None or not ours or _missing(ours):
         return OPEN
@@ -378,8 +379,11 @@ def agreement(
         return "agrees"
     if theirs_beside is None or not beside or _missing(beside):
         return OPEN
-    same = (found.mean - paper.Spread.of(beside).mean) * (theirs.mean - theirs_beside.mean) > 0
-    return "same direction" if same else "contradicts"
+    above, theirs_above = found.mean > np.mean(beside), theirs.mean > theirs_beside.mean
+    spread = max(theirs.deviation or 0.0, theirs_beside.deviation or 0.0)
+    if unclear(*((ours, beside) if above else (beside, ours)), spread):
+        return OPEN
+    return "same direction" if above == theirs_above else "contradicts"
 
 
 def _missing(values: Sequence[float | None]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -173,6 +173,10 @@ class Experiment:
             return Origin(end)
         minimizer = self.minimizers.stored(end)
         return Origin(None, end, minimizer.provenance, minimizer.distance)
+
+    def origins(self, recipes: Iterable[Recipe]) -> list[Origin]:
+        """Return where the minimizers of recipes came from, of those that are stored, each once."""
+        return [self.origin_of(one) for one in dict.fromkeys(recipes) if self.minimizers.is_stored(one)]
 
     def history(self, recipe: Recipe) -> list[Epoch]:
         """Return the epochs of a stored training."""

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 SMALL_BATCH, LARGE_BATCH = 256, {"F1": 6000, "C1": 5000, "C2": 5000, "C3": 5000, "C4": 5000}  # F2: as the data are
+SAMPLES = {"F1": 60_000, "F2": 721_329, **dict.fromkeys(("C1", "C2", "C3", "C4"), 50_000)}  # training set, Table 5
 EPSILONS = (1e-3, 5e-4)  # half-widths of the box of Metric 2.1
+DIMENSION = 100  # of the random subspaces of Table 4
 ORIGINAL_CURVES = Path(__file__).parent / "original_figures"
 
 

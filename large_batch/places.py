@@ -22,7 +22,6 @@ from large_batch.progress import Report
 from large_batch.recipes import Recipe
 from large_batch.surface import Plane, Surface
 
-DIRECTIONS = ("points", "random", "eigenvectors", "pca")
 KEPT = "eigenvectors.npz"
 
 Weights = tuple[np.ndarray, list[np.ndarray]]  # flat, (n,), and the state that is not trainable

@@ -20,12 +20,16 @@ USUAL = {  # settings under which numbers stand beside the paper's; scripts with
     "iterations": 10,
     "scale": 100.0,
     "manifold": "normal",
-    "dimension": 100,
+    "dimension": paper.DIMENSION,
     "remedy": (),
     "optimizer": "adam",
     "efficiency": 0.2,
     "accuracy": None,
+    "weights": None,
+    "small_batch_weights": None,
+    "large_batch_weights": None,
 }
+ACCURACIES = "train_accuracy", "test_accuracy"  # without a value where the training diverged
 UNTIL_CONVERGED = " at most, until converged"
 
 
@@ -78,7 +82,7 @@ class Result:
 
 
 def read(results: Path, figures: Path) -> list[Result]:
-    """Return what commands wrote, the longest trainings and those of most trials first."""
+    """Return what commands wrote: the longest trainings first, of these the most trials, then by name."""
     found = []
     for path in sorted(results.glob("*.json")):
         content = json.loads(path.read_text())
@@ -88,18 +92,28 @@ def read(results: Path, figures: Path) -> list[Result]:
             continue  # from before version 0.2.0, in which C1's pooling changed
         table = path.with_suffix(".csv")
         rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
-        drawn = [figures / f"{path.stem}{suffix}.png" for suffix in ("", "-sharpness")]
+        drawn = [figures / f"{path.stem}{suffix}.png" for suffix in ("", "-sharpness", "-3d")]
         found.append(Result(path, content, rows, [figure for figure in drawn if figure.exists()]))
-    return sorted(found, key=lambda one: (-one.setting("epochs", 0), -one.setting("trials", 1), one.path.name))
+    return sorted(found, key=lambda one: (-one.setting("epochs", 0), -one.setting("trials", 1), one.path.stem))
 
 
 @dataclass(frozen=True)
 class Trials:
-    """The values of a quantity at the minimizers of equally long trainings, a seed each, and where the first is."""
+    """The values of a quantity at the minimizers of equally long trainings, a seed each, and where the first is.
+
+    The accuracy of a training that diverged is NaN.
+    """
 
     values: list[float]
-    length: str
+    epochs: int
+    until_converged: bool
     result: Result
+
+    @property
+    def length(self) -> str:
+        """How long was trained, and how often, in words."""
+        seeds = f"{len(self.values)} seeds" if len(self.values) > 1 else "one seed"
+        return f"{self.epochs} epochs{UNTIL_CONVERGED * self.until_converged}, {seeds}"
 
     def __str__(self) -> str:
         return paper.Spread.of(self.values).rounded()
@@ -117,12 +131,12 @@ def trials(
         network: Its name.
         minimizers: "SB", "LB" or "LB sam" and so on.
         quantity: As in the .csv files.
-        where: `space` and `epsilon` of a sharpness.
+        where: `space` and `epsilon` of a sharpness, or `epochs`.
     """
     usual = [one for one in results if one.network == network and one.usual]
     if quantity == "sharpness":
         where = {"solver": "lbfgsb", **where}
-        usual = [one for one in usual if one.setting("sharpness_samples", 10**9) >= 50_000]
+        usual = [one for one in usual if one.setting("sharpness_samples", 10**9) >= paper.SAMPLES.get(network, 0)]
     asked = {"quantity": quantity, "warm_start_epochs": "", "rescale": "", **where}
     asked = {name: f"{value}" for name, value in asked.items()}
     found = [_by_length(usual, asked | {"minimizer": one}) for one in minimizers]
@@ -130,9 +144,8 @@ def trials(
     if not shared:
         return []
     length = max(shared)
-    words = f"{length[0]} epochs{UNTIL_CONVERGED * length[1]}"
     of_each = [list(of[length].values()) for of in found]
-    return [Trials([float(np.mean(values)) for values, _ in seeds], words, seeds[0][1]) for seeds in of_each]
+    return [Trials([float(np.mean(values)) for values, _ in seeds], *length, seeds[0][1]) for seeds in of_each]
 
 
 def _by_length(results: Sequence[Result], asked: dict[str, str]) -> dict[tuple, dict[int, tuple[list[float], Result]]]:
@@ -140,12 +153,16 @@ def _by_length(results: Sequence[Result], asked: dict[str, str]) -> dict[tuple, 
     found: dict[tuple, dict[int, dict[Path, tuple[list[float], Result]]]] = {}
     for result in results:
         for row in result.rows:
-            known = row.get("value") and row.get("seed")  # a given file of weights has no seed
+            known = row.get("seed")  # a given file of weights has none
+            known = known and (row.get("value") or row.get("quantity") in ACCURACIES)  # sharpness may be unresolved
             if known and all(row.get(name, value) == value for name, value in asked.items()):
                 length = int(row["epochs"]), bool(result.setting("until_converged"))
                 sources = found.setdefault(length, {}).setdefault(int(row["seed"]), {})
-                sources.setdefault(result.path, ([], result))[0].append(float(row["value"]))
+                sources.setdefault(result.path, ([], result))[0].append(float(row["value"] or "nan"))
+
+    def chosen(sources: dict[Path, tuple[list[float], Result]], epochs: int) -> tuple[list[float], Result]:
+        return max(sources.values(), key=lambda one: (len(one[0]), one[1].setting("epochs") == epochs))
+
     return {
-        length: {seed: max(sources.values(), key=lambda source: len(source[0])) for seed, sources in seeds.items()}
-        for length, seeds in found.items()
+        length: {seed: chosen(sources, length[0]) for seed, sources in seeds.items()} for length, seeds in found.items()
     }

@@ -15,7 +15,6 @@ from large_batch.spectrum import Estimate
 from large_batch.tracking import Tracked
 from large_batch.trends import RankCorrelation
 
-DIMENSION = 100  # of the random subspaces of Table 4
 LARGEST = "largest"  # of what several solvers found
 SHARE = 0.1  # of the largest eigenvalue, beyond which eigenvalues are counted: far above a density's resolution
 
@@ -135,7 +134,7 @@ def rescaled_evaluations(results: dict[str, list[Measured]]) -> str:
 def published(measured: Measured, minimizer: str) -> Spread | None:
     """Return the value of Table 3 or 4 to set beside a measurement of a minimizer, SB or LB, if there is one."""
     at = measured.measurement
-    if at.dimension not in (None, DIMENSION) or at.measure != "keskar" or at.rescale != 1:
+    if at.dimension not in (None, paper.DIMENSION) or at.measure != "keskar" or at.rescale != 1:
         return None
     return paper.published(at.network, minimizer, "sharpness", at.space, at.epsilon)
 

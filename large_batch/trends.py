@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 from scipy import stats
@@ -165,7 +164,8 @@ class RankCorrelation:
         return float(np.mean(known)) if known else None
 
     def __str__(self) -> str:
-        return "-" if self.tau is None else f"{self.tau:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+        interval = "" if self.low is None else f" ({self.low:+.2f} to {self.high:+.2f})"
+        return "-" if self.tau is None else f"{self.tau:+.2f}{interval}"
 
 
 def rank_correlation(
@@ -194,9 +194,10 @@ def rank_correlation(
     tau, low, high = _tau(x, y), None, None
     if tau is not None:
         trainings = [repr({name: one for name, one in each.items() if name != "epochs"}) for each in settings]
-        resampled = _resampled(x, y, trainings, np.random.default_rng(seed))
-        tail = (1 - CONFIDENCE) / 2
-        low, high = (float(np.quantile(resampled, share)) for share in (tail, 1 - tail))
+        if len(set(trainings)) > 1:  # one tells nothing of others
+            resampled = _resampled(x, y, trainings, np.random.default_rng(seed))
+            tail = (1 - CONFIDENCE) / 2
+            low, high = (float(np.quantile(resampled, share)) for share in (tail, 1 - tail))
     names = list(settings[0]) if settings else []
     return RankCorrelation(len(x), tau, low, high, {name: _granulated(x, y, settings, name) for name in names})
 
@@ -207,8 +208,11 @@ def _granulated(x: np.ndarray, y: np.ndarray, settings: list[dict], name: str) -
     def others(i: int) -> str:
         return repr({key: value for key, value in settings[i].items() if key != name})
 
-    groups = [list(group) for _, group in groupby(sorted(range(len(x)), key=others), key=others)]
-    found = [_tau(x[group], y[group]) for group in groups if len({repr(settings[i][name]) for i in group}) > 1]
+    groups: dict[str, list[int]] = {}
+    for i in range(len(x)):
+        groups.setdefault(others(i), []).append(i)
+    varied = [group for group in groups.values() if len({repr(settings[i][name]) for i in group}) > 1]
+    found = [_tau(x[group], y[group]) for group in varied]
     found = [tau for tau in found if tau is not None]
     return float(np.mean(found)) if found else None
 

@@ -129,7 +129,7 @@ def test_the_verdict_on_the_rise_of_sharpness():
     slower = 10 ** broken_line(SIZES, 512, 0.8, 0.1)
     assert judged(slower, Breakpoint(600, 400, 900)).verdict == HOLDS
     assert "+0.8 decades a doubling up to 512 (95% interval 512 - 512), +0.1 then" in judged(slower).found
-    assert judged(slower, Breakpoint(2048, 1500, np.inf)).verdict == f"{DIRECTION}; not: around the threshold"
+    assert judged(slower, Breakpoint(2048, 1500, np.inf)).verdict == f"{DIRECTION}: not around the threshold"
     assert "the accuracy has no threshold" in judged(slower).verdict
     assert judged(10 ** broken_line(SIZES, 512, 0.1, 0.8)).verdict.startswith(CONTRADICTED)
     assert "; 1 values are left out" in judged(np.where(SIZES == 64, np.nan, slower)).found
@@ -237,7 +237,7 @@ def test_sharpness_paths():
     for other in (small, large):
         assert claims.sharpness_paths(large, other, 1e-3).verdict == f"{CONTRADICTED}: at equal loss LB is not sharper"
     flat = Path(falling_loss, np.array([50, 50, 40, 30.0]))
-    assert claims.sharpness_paths(flat, large, 1e-3).verdict == f"{DIRECTION}; not: SB becomes flatter"
+    assert claims.sharpness_paths(flat, large, 1e-3).verdict == f"{DIRECTION}: SB not half as sharp"
 
 
 def test_errors_and_power_of_the_rule_on_sharpness_paths():
@@ -297,7 +297,7 @@ def test_warm_starts():
     assert judged(np.full(11, 79.0)).verdict == f"{CONTRADICTED}: early ones help as well"
     assert judged(np.full(11, 76.0)).verdict == f"{CONTRADICTED}: late ones do not help"
     assert judged(accuracies + 2).verdict == f"{DIRECTION}: late ones help more, but early ones help, too"
-    assert judged(accuracies, {1e-3: falling[::-1]}).verdict == f"{DIRECTION}; not: late ones are flatter"
+    assert judged(accuracies, {1e-3: falling[::-1]}).verdict == f"{DIRECTION}: late ones are not flatter"
     unresolved = np.where(WARM_EPOCHS > 66, np.nan, falling)
     assert judged(accuracies, {1e-3: unresolved}).verdict == f"{DIRECTION}: nothing is known of the sharpness"
     assert judged(accuracies, {1e-3: unresolved, 5e-4: falling}).verdict == HOLDS

@@ -64,7 +64,7 @@ def check(printed, tmp_path, name):
     assert "Training from random weights, " in printed
     (path,) = (tmp_path / "result").glob(f"{name}-finetune*.json")
     found = json.loads(path.read_text())
-    assert [recipe["batch_size"] for recipe in found["recipes"]] == [128, 256, 1024]
+    assert [one["recipe"]["batch_size"] for one in found["minimizers"]] == [128, 256, 1024]
     assert (tmp_path / "figure" / path.with_suffix(".png").name).exists()
 
 

@@ -20,7 +20,7 @@ FLOORS = {  # from the ground up, as in docs/design.md; a module imports from it
     "samples sharpness_metric spectrum statistics subspace surface tracking training",
     "kept results": "measurements minimizers places shipped spectra",
     "commands": "claims cli curvature_figures experiment figures ledger paper results runner "
-    "scalars surface_figures tables trends",
+    "scalars surface_figures tables trends verdicts",
 }
 FLOORS = {floor: set(modules.split()) for floor, modules in FLOORS.items()}
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "large_batch").glob("*.py"))}

@@ -135,7 +135,7 @@ def test_the_other_directions(run, folder):
         ),
         ("--minimizers=SB,nowhere.weights.h5", "There is no weights file nowhere.weights.h5"),
         ("--directions=pca --minimizers=start", "The path of a training (--directions=pca) is that of SB or LB."),
-        ("--directions=pca", "2 points do not have 2 principal components; take more iterates."),
+        ("--directions=pca", "2 iterates do not have 2 principal components; give a smaller --every than 10."),
         ("--reach=nan", "--reach must be a number above 0, not nan."),
     ],
 )

@@ -63,6 +63,8 @@ def test_what_cannot_be_told():
     assert rank_correlation([2.0, 2.0, 2.0], gap, settings).tau is None
     assert rank_correlation([1.0, None, 2.0], gap, settings).tau == 1
     assert rank_correlation([1.0, 2.0, 3.0], [*gap[:2], None], settings).count == 2
+    iterates = [{"seed": 0, "epochs": epochs} for epochs in (1, 2, 3)]
+    assert str(rank_correlation([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], iterates)) == "+1.00", "one training has no spread"
     with pytest.raises(UserError, match="for each minimizer"):
         rank_correlation([1.0], gap, settings)
 

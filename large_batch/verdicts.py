@@ -1,0 +1,312 @@
+"""How results decide the claims of the ledger: what was found of a network, in words, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from large_batch import claims, paper
+from large_batch.results import Result, Trials, trials
+
+PAIR = ("SB", "LB")
+NOT_MET = "not met"
+DIVERGED = f"{claims.OPEN}: a training diverged"
+ORDER = 10  # "one to two orders of magnitude": at least this factor
+FAR_ORDER = 20  # which one trial must exceed: of F1 single seeds differ by a factor of 2
+FAR_RATIO = 4.3  # 4 deviations of log(I_L / I_S) over F1's five seeds (0.37), as a factor: what one trial must exceed
+NOT_AT_END = 3  # points that LB lacks to the paper's accuracy on the training set where its training is not at its end
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the ledger: a claim, what was published, what was found for a network, and the verdict.
+
+    `found` begins with the epsilon or the method where there is a line for each.
+    """
+
+    claim: str
+    source: str
+    network: str
+    published: str
+    found: str
+    verdict: str
+    result: Result | None = None
+    rule: str = ""
+
+
+Judge = Callable[["Entry", Sequence[Result], str], Iterator[Line]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A claim: its words, where it is made, how results are judged, and what was published of a network.
+
+    `rule` says in words how, where the commands do not say it with their results.
+    """
+
+    text: str
+    source: str
+    judge: Judge
+    rule: str = ""
+    published: Callable[[str], str] = lambda network: ""
+    networks: tuple[str, ...] = tuple(paper.TABLE_2)
+
+    def line(self, network: str, found: str, verdict: str, result: Result) -> Line:
+        """Return a line on a network."""
+        return Line(self.text, self.source, network, self.published(network), found, verdict, result, self.rule)
+
+
+def published(minimizers: Sequence[str], quantity: str, *where: Any) -> Callable[[str], str]:
+    """Return what says the paper's numbers of some minimizers of a network."""
+
+    def text(network: str) -> str:
+        numbers = {minimizer: paper.published(network, minimizer, quantity, *where) for minimizer in minimizers}
+        return ", ".join(f"{minimizer} {number}" for minimizer, number in numbers.items() if number)
+
+    return text
+
+
+def by_command(script: str, words: str) -> Judge:
+    """Return what the first result of a script says of a claim with some words in it."""
+
+    def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+        for result in results:
+            if result.script == script and (judged := result.claims(words)):
+                for one in judged:
+                    yield replace(entry.line(network, one.found, one.verdict, result), rule=one.rule)
+                return
+
+    return judge
+
+
+def _unfinished(results: Sequence[Result], network: str, *ends: Trials) -> str:
+    """Return why trainings cannot be compared: one that diverged, or LB's, which are not at their end as the paper's
+    are; empty if they can."""
+    if any(np.isnan(one.values).any() for one in ends):
+        return DIVERGED
+    known = paper.published(network, "LB", "train_accuracy")
+    found = trials(results, network, ("LB",), "train_accuracy", epochs=ends[0].epochs)
+    if found and known and (reached := np.mean(found[0].values)) < known.mean - NOT_AT_END:
+        return f"{claims.OPEN}: LB is not at its end ({reached:.3g} % of the training set)"
+    return ""
+
+
+def gap(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    """Judge SB's and LB's test accuracies."""
+    if found := trials(results, network, ("SB", "LB"), "test_accuracy"):
+        small, large = found
+        spread = paper.seed_spread(network)
+        if not claims.unclear(large.values, small.values, spread):
+            verdict = claims.CONTRADICTED
+        else:
+            verdict = claims.unclear(small.values, large.values, spread) or claims.HOLDS
+        verdict = _unfinished(results, network, *found) or verdict
+        yield entry.line(network, f"SB {small} %, LB {large} % after {small.length}", verdict, large.result)
+
+
+def sharper(space: str) -> Judge:
+    """Return the rule on Metric 2.1: LB is at least ten times as sharp as SB, in the mean of the logarithms."""
+
+    def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+        for epsilon in paper.EPSILONS:
+            if ends := trials(results, network, ("SB", "LB"), "sharpness", space=space, epsilon=epsilon):
+                small, large = ends
+                logs = [np.log(one.values) for one in (small, large)]
+                ratio = float(np.exp(logs[1].mean() - logs[0].mean()))
+                unclear = claims.unclear(*(logs if ratio < 1 else logs[::-1]), None)
+                if ratio < 1:
+                    verdict = unclear or claims.CONTRADICTED
+                elif unclear == claims.ONE_TRIAL:
+                    verdict = claims.HOLDS if ratio >= FAR_ORDER else unclear
+                else:
+                    in_direction = f"{claims.DIRECTION}: less than {ORDER} times"
+                    verdict = unclear or (claims.HOLDS if ratio >= ORDER else in_direction)
+                found = f"epsilon {epsilon:g}: SB {small}, LB {large}, {ratio:.3g} times, after {small.length}"
+                known = published(("SB", "LB"), "sharpness", space, epsilon)(network)
+                yield replace(entry.line(network, found, verdict, large.result), published=known)
+
+    return judge
+
+
+def _curvature(results: Sequence[Result]) -> tuple[dict[str, dict], Result] | None:
+    """Return what is known of the Hessian at SB and LB, `sharpness_metric.Curvature` as a dictionary each."""
+    for result in results:
+        if result.script == "sharpness" and result.setting("curvature"):
+            found = {
+                label: one["result"]
+                for label, group in result.content["results"].items()
+                for one in group
+                if "steep_share" in one["result"] and one.get("measurement", {}).get("rescale", 1) == 1
+            }
+            if found.keys() == {"SB", "LB"}:
+                return found, result
+    return None
+
+
+def _dimensions(curvature: dict) -> float:
+    """Return tr(H)^2 / tr(H^2): in as many dimensions the loss curves."""
+    return curvature["projection"]["trace"] ** 2 / curvature["projection"]["trace_of_square"]
+
+
+def steep_in_few(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    """Judge in how many directions the loss around LB curves, and is steep."""
+    if known := _curvature(results):
+        large, result = known[0]["LB"], known[1]
+        share, steep = 100 * _dimensions(large) / large["size"], large["steep_share"] or 0.0  # None: not resolved
+        found = f"LB curves in {share:.2g} % of the dimensions; {steep:.2g} % of random vertices are steep"
+        few = max(share, steep) <= paper.STEEP_SHARE
+        yield entry.line(network, found, claims.HOLDS if few else claims.CONTRADICTED, result)
+
+
+def large_eigenvalues(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    """Judge how many large eigenvalues SB and LB have, and the largest ones."""
+    if known := _curvature(results):
+        (small, large), result = (known[0][label] for label in ("SB", "LB")), known[1]
+        counts = [_dimensions(one) for one in (small, large)]
+        largest = [one["eigenvalues"][0] for one in (small, large)]
+        found = (
+            f"LB curves in about {counts[1]:.3g} dimensions, SB in {counts[0]:.3g}; the largest eigenvalues are "
+            f"{largest[1]:.3g} and {largest[0]:.3g}"
+        )
+        if counts[1] <= 2 * counts[0]:
+            verdict = claims.CONTRADICTED
+        else:
+            verdict = claims.HOLDS if largest[1] > largest[0] else f"{claims.DIRECTION}: more, but not larger ones"
+        yield entry.line(network, found, verdict, result)
+
+
+def rescaled(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    """The doubt holds where Metric 2.1 changes by more than a factor of 2 though the function does not."""
+    for result in results:
+        values: dict[tuple, dict[str, float]] = {}
+        for row in (row for row in result.rows if row.get("quantity") == "sharpness"):
+            if row.get("value") and float(row["value"]) > 0 and row.get("solver", "lbfgsb") == "lbfgsb":
+                where = tuple(row.get(name) for name in ("seed", "space", "epsilon", "trial"))
+                values.setdefault((row["minimizer"], *where), {})[row.get("rescale") or "1"] = float(row["value"])
+        first = {label: next((found for (end, *_), found in values.items() if end == label), {}) for label in PAIR}
+        if result.script != "sharpness" or any(len(found) < 2 for found in first.values()):
+            continue
+        ranges = {label: (min(found.values()), max(found.values())) for label, found in first.items()}
+        found = ", ".join(f"{label} {low:.3g} - {high:.3g}" for label, (low, high) in ranges.items())
+        changes = max(high / low for low, high in ranges.values())
+        factors = ", ".join(f"{float(factor):g}" for factor in sorted(first["SB"], key=float))
+        words = f"Metric 2.1 over factors {factors}: {found}, after {result.training}"
+        yield entry.line(network, words, claims.HOLDS if changes > 2 else claims.CONTRADICTED, result)
+        return
+
+
+def _lines_of(results: Sequence[Result], curve: str) -> Iterator[tuple[Result, np.ndarray, np.ndarray]]:
+    """Yield the parametric plots along a kind of path, with alphas and training losses, infinite where not finite."""
+    for result in results:
+        if result.script == "plot_parametric_plot" and result.setting("curve") == curve and result.rows:
+            alphas = np.array([float(row["alpha"]) for row in result.rows])
+            losses = np.array([float(row.get("train_loss") or "inf") for row in result.rows])
+            yield result, alphas, losses
+
+
+def finite_beyond(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    """Judge whether the training loss is finite beyond LB."""
+    for result, alphas, losses in _lines_of(results, "linear"):
+        if (beyond := losses[alphas > 1]).size:
+            known = beyond[np.isfinite(beyond)]
+            value = f"{known.min():.3g} - {known.max():.3g}" if known.size else "nowhere finite"
+            found = f"the training loss beyond LB is {value}, after {result.training}"
+            whole = known.size == beyond.size
+            yield entry.line(network, found, claims.HOLDS if whole else claims.CONTRADICTED, result)
+            return
+
+
+def _rise(alphas: np.ndarray, losses: np.ndarray, end: float) -> float:
+    """Return by how much the loss rises an eighth of the path from an end, the mean over both sides; infinite where it
+    is not finite within."""
+    near = [end - 1 / 8, end + 1 / 8]
+    first, last = np.searchsorted(alphas, near, "right")[0] - 1, np.searchsorted(alphas, near, "left")[1]
+    if not np.isfinite(losses[first : last + 1]).all():
+        return float("inf")
+    return float(np.interp(near, alphas, losses).mean() - np.interp(end, alphas, losses))
+
+
+def steeper(curve: str) -> Judge:
+    """Return the rule on a parametric plot: from LB's end the training loss rises more than twice as much as from SB's,
+    in all of the longest trainings."""
+
+    def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+        plots = [plot for plot in _lines_of(results, curve) if plot[1].min() <= -1 / 8 and plot[1].max() >= 9 / 8]
+        plots = [plot for plot in plots if plot[0].setting("epochs") == plots[0][0].setting("epochs")]
+        if not plots:
+            return
+        rises = [[_rise(alphas, losses, end) for end in (0, 1)] for _, alphas, losses in plots]
+        if all(large > 2 * max(small, 0) for small, large in rises):
+            verdict = claims.HOLDS
+        elif all(large <= small for small, large in rises):
+            verdict = claims.CONTRADICTED
+        elif all(large > small for small, large in rises):
+            verdict = f"{claims.DIRECTION}: less than twice"
+        else:
+            verdict = f"{claims.OPEN}: not in all trials"
+        around = [f"{min(of):.3g}" + f" - {max(of):.3g}" * (max(of) > min(of)) for of in zip(*rises, strict=True)]
+        seeds = ", ".join(str(result.setting("seed", 0)) for result, *_ in plots)
+        length = f"{plots[0][0].setting('epochs')} epochs, seed {seeds}"
+        found = f"the loss rises by {around[0]} around SB and by {around[1]} around LB, after {length}"
+        yield entry.line(network, found, verdict, plots[0][0])
+
+    return judge
+
+
+def remedied(hows: Sequence[str], helps: bool) -> Judge:
+    """Return the rule on large batches with a remedy: what becomes of their gap to SB, where that is clear.
+
+    A remedy helps where its test accuracy is clearly above plain LB's, and does harm where it is clearly below. One
+    that is not to help holds where it closes up to half of the gap; more, but not clearly, is no verdict. Where it does
+    harm by more than the gap, as a training that is not at its end, it is in direction only.
+    """
+
+    def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+        for how in hows:
+            if not (ends := trials(results, network, ("SB", "LB", f"LB {how}"), "test_accuracy")):
+                continue
+            small, large, other = ends
+            verdict = _unfinished(results, network, *ends) or _helped(*ends, helps, paper.seed_spread(network))
+            found = f"{how}: {other} %, plain LB {large} %, SB {small} % after {small.length}"
+            yield entry.line(network, found, verdict, other.result)
+
+    return judge
+
+
+def _helped(small: Trials, large: Trials, other: Trials, helps: bool, spread: float | None) -> str:
+    """Return the verdict on a remedy that is to help, or not to."""
+    gain, lacking = (float(np.mean(one.values) - np.mean(large.values)) for one in (other, small))
+    better = claims.unclear(other.values, large.values, spread)
+    worse = claims.unclear(large.values, other.values, spread)
+    no_gap = claims.unclear(small.values, large.values, spread)
+    if lacking <= 0 or no_gap:
+        return claims.ONE_TRIAL if no_gap == claims.ONE_TRIAL else f"{claims.OPEN}: no clear gap"
+    if helps:
+        if not better:
+            return claims.HOLDS
+        open_still = claims.ONE_TRIAL if better == claims.ONE_TRIAL else f"{claims.OPEN}: no clear gain"
+        return open_still if worse else claims.CONTRADICTED
+    if gain > lacking / 2:
+        return f"{claims.OPEN}: a gain, but not a clear one" if better else claims.CONTRADICTED
+    return claims.HOLDS if worse or gain >= -lacking else f"{claims.DIRECTION}: worse than plain LB"
+
+
+def pays(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    """LB pays where it needs fewer iterations than (B_S / B_L) / f_S times those of SB, in all trials; far fewer in a
+    single one. The paper has this as a condition: where it is not met, nothing is contradicted."""
+    for result in results:
+        if result.script == "performance_model" and result.content["found"]:
+            ratios, bound = [one["ratio"] for one in result.content["found"]], result.content["largest_ratio"]
+            needed = f"{min(ratios):.3g}" if len(ratios) == 1 else f"{min(ratios):.3g} - {max(ratios):.3g}"
+            found = f"LB needs {needed} times as many iterations; the bound is {bound:.3g}, after {result.training}"
+            if len(ratios) == 1 and bound / FAR_RATIO < ratios[0] < bound * FAR_RATIO:
+                verdict = claims.ONE_TRIAL
+            elif min(ratios) < bound <= max(ratios):
+                verdict = f"{claims.OPEN}: not in all trials"
+            else:
+                verdict = claims.HOLDS if max(ratios) < bound else NOT_MET
+            yield entry.line(network, found, verdict, result)
+            return
