@@ -13,6 +13,7 @@ import numpy as np
 
 from large_batch import files, store
 from large_batch.distribution import Replicas
+from large_batch.gradients import KeptGradients
 from large_batch.hessian import PASSES
 from large_batch.objectives import Objectives, Request
 from large_batch.progress import Report
@@ -114,7 +115,7 @@ class SharpnessRequest(Request):
         """Measure at the minimizer w, shape (n,)."""
         objective = objectives.train(self.samples)
         return sharpness(
-            objective,
+            objectives.keeping(objective),
             w,
             self.epsilon,
             measure=self.measure,
@@ -272,7 +273,7 @@ def stored(run_dir: str | Path, request: Request) -> Measured | None:
 def load_or_compute(
     run_dir: str | Path,
     request: Request,
-    compute: Callable[[], object],
+    compute: Callable[[KeptGradients], object],
     origin: store.Provenance,
     replicas: Replicas,
     wait: bool = True,
@@ -282,7 +283,8 @@ def load_or_compute(
     Args:
         run_dir: The store.
         request: What is asked for.
-        compute: Returns the result.
+        compute: Returns the result; what it keeps of slow gradients is there for the next process if this one is
+            killed.
         origin: Describes the process, as it was at its start.
         replicas: The machines that look and compute together.
         wait: Wait for another process that makes this measurement, or raise `BusyError`.
@@ -296,11 +298,12 @@ def load_or_compute(
             return found
         if replicas.chief and path.exists():
             files.set_aside(path, "is damaged or holds another measurement")
-        began = time.monotonic()
-        result = compute()
-        measured = Measured(request, result, origin.after(time.monotonic() - began))
+        gradients, began = KeptGradients(path.with_suffix(".gradients"), origin), time.monotonic()
+        result = compute(gradients)
+        measured = Measured(request, result, origin.after(time.monotonic() - began + gradients.seconds))
         if replicas.chief:
             store.write_record(path, measured)
+            gradients.forget()
     return measured
 
 

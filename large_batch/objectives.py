@@ -16,7 +16,8 @@ from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import Replicas
 from large_batch.errors import UserError
-from large_batch.functions import Point
+from large_batch.functions import Function, Point
+from large_batch.gradients import KeptGradients
 from large_batch.layers import BatchStatisticsNormalization, pixels
 from large_batch.models import read_weights
 from large_batch.networks import STATISTICS, Network, Problem
@@ -67,6 +68,7 @@ class Objectives:
         self._statistics = STATISTICS[0]
         self._made: dict[tuple[str, str, int], Objective | Recalibrated] = {}
         self._checked: list[Objective | Recalibrated] = []
+        self.gradients: KeptGradients | None = None  # of the measurement that is being made
 
     @property
     def size(self) -> int:
@@ -151,6 +153,11 @@ class Objectives:
     def train(self, samples: int | None = None) -> Objective:
         """Return the loss over the training set, or over its first samples."""
         return self._objective("train", self._data.x_train, self._data.y_train, samples)
+
+    def keeping(self, objective: Objective) -> Function:
+        """Return an objective whose slow gradients are kept until its measurement is whole; on several machines, which
+        compute a gradient together, the objective itself."""
+        return self.gradients.of(objective) if self.gradients and self._replicas.machines == 1 else objective
 
     def test(self, samples: int | None = None) -> Objective:
         """Return the loss over the test set, or over its first samples."""

@@ -15,6 +15,7 @@ import numpy as np
 from large_batch import distribution, measurements, places, store
 from large_batch.cli import Settings
 from large_batch.errors import BusyError, NotFiniteError, UserError
+from large_batch.gradients import KeptGradients
 from large_batch.measurements import Measured, SharpnessRequest, Solution
 from large_batch.minimizers import Minimizers, NoMinimizerError
 from large_batch.models import digest
@@ -267,11 +268,12 @@ class Runner:
     def _measure(self, request: Request, place: Place | Span, report: Report, wait: bool) -> Measured:
         request, w, state = self._at(request, place, wait)
 
-        def compute() -> object:
+        def compute(gradients: KeptGradients) -> object:
             if isinstance(place, Span):
                 return request.compute(self.objectives, self._footing(request, place), None, report)
             at, fixed = self.objectives.rescaled(w, state, request.rescale)
             self.objectives.take_state(fixed, request.statistics)
+            self.objectives.gradients = gradients
             return request.compute(self.objectives, at, self._subspace(request), report)
 
         minimizers = self.minimizers

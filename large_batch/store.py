@@ -63,16 +63,17 @@ class Provenance:
     device: str = ""
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def setting(self) -> dict[str, str | int]:
+        """All that the bits of a result depend on, beside its recipe."""
+        computing = {"processor": self.processor, "threads": self.threads, "device": self.device or "CPU"}
+        return computing | self.environment | self.packages
+
     def differences(self, other: "Provenance") -> list[str]:
         """Say what differs from another process, as far as it is known, of all that a training's bits depend on."""
         if not other.processor:  # of a version that did not say so
             return []
-        ours, theirs = (
-            {"processor": process.processor, "threads": process.threads, "device": process.device or "CPU"}
-            | process.environment
-            | process.packages
-            for process in (self, other)
-        )
+        ours, theirs = self.setting, other.setting
         names = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
         return [f"{name} {ours.get(name)} instead of {theirs.get(name)}" for name in names]
 

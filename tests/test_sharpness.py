@@ -263,7 +263,7 @@ def measured(value, epsilon=1e-3, **settings):
 
 def keep(tmp_path, value, wish):
     """Ask for a measurement that would have a value if it was made now."""
-    return measurements.load_or_compute(tmp_path, wish, lambda: result(value), store.provenance(), distribution.ALONE)
+    return measurements.load_or_compute(tmp_path, wish, lambda _: result(value), store.provenance(), distribution.ALONE)
 
 
 def test_a_stored_measurement_of_something_else_is_not_believed(tmp_path, caplog):
