@@ -12,6 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import AsinhNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from large_batch.figures import ACCURACY, LOSS
@@ -21,6 +22,7 @@ LEVELS = 20  # of the loss, evenly spaced on its scale
 SMALLEST = 1e-6  # loss (nats) below which nothing is told apart
 PERCENTS = np.arange(0, 101, 5)
 MARKERS = "os^Dv"
+BLANK = "0.8"  # where the loss is not finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +43,9 @@ class Panel:
 
 def contours(panels: Sequence[Panel], title: str = "") -> Figure:
     """Draw loss (logarithmic) and, below, accuracy of planes side by side at one scale: the training set filled, the
-    test set as dashed lines at every fourth level. Of functions that have no accuracy only the loss is drawn. Where
-    losses are negative their scale is linear between about -1 and 1, and logarithmic beyond."""
+    test set as dashed lines at every fourth level. Grey is where the loss is not finite. Of functions that have no
+    accuracy only the loss is drawn. Where losses are negative their scale is linear between about -1 and 1, and
+    logarithmic beyond."""
     norm = _loss_norm(panels)
     kinds = [
         ("loss", "Loss", norm, _levels(norm), "viridis", "max"),
@@ -59,6 +62,7 @@ def contours(panels: Sequence[Panel], title: str = "") -> Figure:
             train = panel.train
             style = {"levels": levels, "norm": scale, "extend": extend}
             values = _clipped(getattr(train, name), scale)
+            axes.set_facecolor(BLANK)
             axes.contourf(train.a, train.b, values, cmap=colors, **style)
             axes.contour(train.a, train.b, values, colors="white", linewidths=0.4, **style)
             if panel.test:
@@ -78,6 +82,8 @@ def contours(panels: Sequence[Panel], title: str = "") -> Figure:
         if name == "loss":
             _plain(bar.ax, norm)
     entries = [Line2D([], [], color="black", lw=0.8, ls="--", label="test set")] if panels[0].test else []
+    if not all(np.isfinite(panel.train.loss).all() for panel in panels):
+        entries.append(Patch(color=BLANK, label="not finite"))
     _legend(figure, panels, [*entries, *_mark_entries(panels)], title)
     return figure
 
@@ -172,9 +178,8 @@ def _levels(norm: LogNorm | AsinhNorm) -> np.ndarray:
 
 
 def _clipped(values: np.ndarray, norm: Normalize) -> np.ndarray:
-    """Return the values within the scale: a loss that is no number, or infinite, is the most, an accuracy the least."""
-    worst = norm.vmax if isinstance(norm, LogNorm | AsinhNorm) else norm.vmin
-    return np.clip(np.nan_to_num(values, nan=worst), norm.vmin, norm.vmax)
+    """Return the values within the scale, and NaN, which is left blank, for those that are not finite."""
+    return np.clip(np.where(np.isfinite(values), values, np.nan), norm.vmin, norm.vmax)
 
 
 def _mark(axes: Axes, panel: Panel) -> None:

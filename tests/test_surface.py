@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from sklearn.decomposition import PCA
 
 from large_batch import surface, surface_figures
@@ -237,15 +238,19 @@ def test_mistakes(network):
         normalised(np.ones(5), np.ones(5), [Part((2, 3), (-1,))])
 
 
-def test_where_the_loss_is_no_number_no_sample_is_drawn_as_right():
+def test_where_the_loss_is_no_number_the_figure_is_grey():
     loss, accuracy = np.array([[1.0, 2.0, np.nan, np.inf]] * 2), np.array([[90.0, 80.0, np.nan, np.nan]] * 2)
     found = Surface(np.arange(4.0), np.arange(2.0), loss, accuracy, np.zeros((1, 2)), np.array([]))
     figure = surface_figures.contours([Panel("one", found)])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    x, y = figure.axes[1].transData.transform((2.6, 0.5))
-    pixel = np.asarray(canvas.buffer_rgba())[-int(y), int(x)]
-    assert tuple(pixel / 255) == pytest.approx(colormaps["viridis_r"](0.025), abs=0.02), "the colour of 0 - 5 %"
+    for axes, colour in zip(figure.axes, (colormaps["viridis"](0.0), colormaps["viridis_r"](0.875)), strict=False):
+        for place, expected in ((2.6, to_rgba(surface_figures.BLANK)), (0.02, colour)):
+            x, y = axes.transData.transform((place, 0.6))
+            pixel = np.asarray(canvas.buffer_rgba())[-int(y), int(x)]
+            assert tuple(pixel / 255) == pytest.approx(expected, abs=0.05)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["not finite"]
 
 
 def test_figures_of_losses_that_are_no_numbers():
@@ -255,8 +260,9 @@ def test_figures_of_losses_that_are_no_numbers():
     panels = [Panel("one", found), Panel("other", found, marks=("here",))]
     for figure in (surface_figures.contours(panels), surface_figures.views(panels[:1])):
         figure.draw_without_rendering()
-    faces = figure.axes[0].collections[0].get_facecolor()
-    assert tuple(faces[0]) == pytest.approx(colormaps["viridis"](1.0)), "the scale's colour, whatever the slope"
+    blank, face = figure.axes[0].collections[0].get_facecolor()
+    assert blank[3] == 0
+    assert tuple(face) == pytest.approx(colormaps["viridis"](0.0)), "the scale's colour, whatever the slope"
     without = Surface(found.a, found.b, values, np.full((2, 3), np.nan), found.marks, found.axis_values)
     assert len(surface_figures.contours([Panel("a regression", without)]).axes) == 2, "the loss and its scale"
     surface_figures.lines([Panel("line", line)]).draw_without_rendering()
