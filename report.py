@@ -12,23 +12,37 @@ if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others
     import large_batch.ctrl_c  # noqa: F401
 
 import base64
+import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 from large_batch import cli, files, paper
 from large_batch.cli import setting
+from large_batch.errors import UserError
 from large_batch.ledger import WHY_NOT, Line, ledger
+from large_batch.networks import NAMES
 from large_batch.results import Result, read
 
-NETWORKS = ("F1", "F2", "C1", "C2", "C3", "C4", "VGG11", "MobileNetV2")
 TITLE = "Large-batch training and sharp minima: the reproduction"
 PART = re.compile(r"(?:at )?(epsilon [\d.e-]+|\w+):")  # what a line is about, where there are several
 SHORT = re.compile(r"(<!-- made by report.py -->).*?(<!-- end -->)", re.DOTALL)
+VERDICTS = """
+*Holds*: by the rule below. *In direction*: the sign is the paper's, the size is not. *Contradicted*: the opposite is
+clear. *Not met*: a condition that the paper states is not fulfilled. *No verdict*: too few trials, nothing clear, or a
+training that is not at its end.
+"""
+AGREEMENT = """
+*agrees*: the means differ by at most three times the wider deviation. *same direction*, *contradicts*: they differ by
+more, and the minimizer clearly lies on the paper's side, or the other, of the one that it is compared with (SB of LB, a
+remedy of plain LB). *no verdict*: that is not clear, or a number is missing. Table 4 has one random subspace of each
+seed; the claim above has all that were measured.
+"""
 STYLE = """
 :root { color-scheme: light dark; --edge: #8886; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: auto; padding: 1rem; overflow-wrap: break-word; }
@@ -68,18 +82,20 @@ def claims(lines: Sequence[Line]) -> str:
     rows, rules, missing = [["claim", "network", "verdict", "ours", "published", "from"]], {}, {}
     for line in lines:
         claim = f"{line.claim} ({line.source})"
-        if line.result:
-            link = f"[{line.result.command}](#{anchor(line.result)})"
-            rows.append([claim, line.network, f"**{line.verdict}**", line.found, line.published, link])
+        if line.results:
+            links = ", ".join(f"[{result.command}](#{anchor(result)})" for result in line.results)
+            rows.append([claim, line.network, f"**{line.verdict}**", line.found, line.published, links])
             rules[claim] = line.rule
         else:
             missing.setdefault(claim, []).append(line.network)
     reasons = [f"{network}: {why}" for network, why in WHY_NOT.items()]
-    not_run = f"{'; '.join(reasons)}. For the others there was no time yet with this version; what older ones found is "
-    not_run += "in [results](results/README.md#batch-sizes)."
+    not_run = (
+        f"{'; '.join(reasons)}. For the others, what is judged was not run yet with this version; what older ones "
+    )
+    not_run += "found is in [results](results/README.md#batch-sizes)."
     unknown = [["claim", "networks"], *([claim, ", ".join(networks)] for claim, networks in missing.items())]
     judged = table([["claim", "it holds where"], *map(list, rules.items())])
-    return "\n\n".join([table(rows), "### Rules", judged, "### Not run", not_run, table(unknown)])
+    return "\n\n".join([VERDICTS.strip(), table(rows), "### Rules", judged, "### Not run", not_run, table(unknown)])
 
 
 def in_short(lines: Sequence[Line]) -> str:
@@ -87,8 +103,8 @@ def in_short(lines: Sequence[Line]) -> str:
     differ."""
     of_networks: dict[str, list[Result]] = {}
     verdicts: dict[str, dict[str, dict[str, str]]] = {}
-    for line in (line for line in lines if line.result):
-        of_networks.setdefault(line.network, []).append(line.result)
+    for line in (line for line in lines if line.results):
+        of_networks.setdefault(line.network, []).extend(line.results)
         of = verdicts.setdefault(f"{line.claim} ({line.source})", {}).setdefault(line.network, {})
         part = PART.match(line.found)
         of[part[1] if part else ""] = line.verdict.partition(":")[0]
@@ -140,7 +156,7 @@ def tables(results: Sequence[Result]) -> str:
             told = result.content["tables"][name]
             heading = f"### {told['title']}: {result.network}, {result.training}"
             parts += [heading, table(rows), told["note"]]
-    return "\n\n".join(filter(None, parts)) or "None yet."
+    return "\n\n".join(filter(None, [AGREEMENT.strip(), *parts])) if parts else "None yet."
 
 
 def figures(results: Sequence[Result], report: Path) -> str:
@@ -177,18 +193,33 @@ def origins(results: Sequence[Result], report: Path) -> str:
     return "\n\n".join(parts)
 
 
-def seconds(content: Any) -> float:
-    """Return how long all took that a result names, each training and measurement once."""
-    took = {}
+def seconds(content: dict[str, Any]) -> float:
+    """Return how long a result took, with the trainings and measurements that it names, each once.
+
+    A training counts to its last iterate, whose time includes the others'. What the command did itself, while it ran,
+    is part of its own time.
+    """
+    own, took = content["provenance"], {}
+
+    def finished(origin: dict[str, Any]) -> float:
+        return datetime.fromisoformat(origin["finished"]).timestamp()
+
+    began = finished(own) - own["wall_seconds"]
 
     def add(part: Any) -> None:
-        if isinstance(part, dict) and "wall_seconds" in part:
-            took[part["command"], part["finished"]] = part["wall_seconds"]
+        of = (part.get("training") or part.get("provenance")) if isinstance(part, dict) else None
+        if of and part is not content:
+            what = (part.get("recipe") or part["measurement"]) | {"epochs": None}
+            before = of["wall_seconds"]
+            if of["command"] == own["command"]:
+                before = min(before, max(0.0, before - (finished(of) - began)))
+            key = json.dumps(what, sort_keys=True)
+            took[key] = max(before, took.get(key, 0.0))
         for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
             add(inner)
 
     add(content)
-    return sum(took.values())
+    return own["wall_seconds"] + sum(took.values())
 
 
 def text(results: Sequence[Result], lines: Sequence[Line], report: Path) -> str:
@@ -232,8 +263,9 @@ def page(markdown_text: str, report: Path, folder: Path) -> str:
 def main(settings: Settings) -> None:
     """Read the results and write the text, the page and the verdicts in short."""
     report, folder, readme = Path(settings.report), Path(settings.figure_dir), Path(settings.readme)
-    results = read(Path(settings.result_dir), folder)
-    lines = ledger(results, NETWORKS)
+    if not (results := read(Path(settings.result_dir), folder)):
+        raise UserError(f"There are no results in {settings.result_dir}; name the folder that the commands wrote to.")
+    lines = ledger(results, NAMES)
     markdown_text = text(results, lines, report)
     pages = {report: markdown_text.encode(), folder / "report.html": page(markdown_text, report, folder).encode()}
     if readme.exists():

@@ -170,7 +170,12 @@ def sharpness_paths(small: Path, large: Path, epsilon: float) -> Claim:
     start_known = not np.isnan(large.sharpness[0])
     small, large = small.resolved(), large.resolved()
     if not start_known or min(len(small.loss), len(large.loss)) < 3:
-        return Claim(text, rule, f"at epsilon {epsilon:g}{note}", f"{OPEN}: a start and two more iterates are needed")
+        return Claim(
+            text,
+            rule,
+            f"at epsilon {epsilon:g}: too few iterates{note}",
+            f"{OPEN}: a start and two more iterates are needed",
+        )
     level = max(small.loss[1:].min(), large.loss[1:].min())
     at_small, at_large = small.sharpness_at(level), large.sharpness_at(level)
     rise = large.late_sharpness / large.sharpness[0]
@@ -239,10 +244,10 @@ def sharpness_threshold(
     note = f"; {(~known).sum()} values are left out, which are not resolved" if not known.all() else ""
     fit = trends.two_segments(sizes[known], np.log10(sharpness[known]))
     if fit is None:
-        found, verdict = f"{known.sum()} values", TOO_FEW
+        found, verdict = f"at epsilon {epsilon:g}: {known.sum()} values", TOO_FEW
     else:
         found = (
-            f"at epsilon {epsilon:g} {fit.before:+.2g} decades a doubling up to {fit.breakpoint}, {fit.after:+.2g} "
+            f"at epsilon {epsilon:g}: {fit.before:+.2g} decades a doubling up to {fit.breakpoint}, {fit.after:+.2g} "
             f"then; p = {fit.p_value:.2g}"
         )
         if not fit.significant:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from large_batch import claims, paper
+from large_batch.errors import UserError
 
 USUAL = {  # settings under which numbers stand beside the paper's; scripts without one have it so
     "definition": "repository",
@@ -82,11 +83,17 @@ class Result:
 
 
 def read(results: Path, figures: Path) -> list[Result]:
-    """Return what commands wrote: the longest trainings first, of these the most trials, then by name."""
+    """Return what commands wrote: the longest trainings first, of these the most trials, then by name.
+
+    Raises `UserError` for a .json file that cannot be read.
+    """
     found = []
     for path in sorted(results.glob("*.json")):
-        content = json.loads(path.read_text())
-        if not {"provenance", "problem", "settings"} <= content.keys():
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); restore it, or move it away.") from error
+        if not {"provenance", "problem", "settings"} <= set(content):
             continue  # a benchmark
         if "environment" not in content["provenance"]:
             continue  # from before version 0.2.0, in which C1's pooling changed
@@ -99,7 +106,7 @@ def read(results: Path, figures: Path) -> list[Result]:
 
 @dataclass(frozen=True)
 class Trials:
-    """The values of a quantity at the minimizers of equally long trainings, a seed each, and where the first is.
+    """The values of a quantity at the minimizers of equally long trainings, a seed each, and where each is.
 
     The accuracy of a training that diverged is NaN.
     """
@@ -107,7 +114,7 @@ class Trials:
     values: list[float]
     epochs: int
     until_converged: bool
-    result: Result
+    results: list[Result]
 
     @property
     def length(self) -> str:
@@ -145,7 +152,10 @@ def trials(
         return []
     length = max(shared)
     of_each = [list(of[length].values()) for of in found]
-    return [Trials([float(np.mean(values)) for values, _ in seeds], *length, seeds[0][1]) for seeds in of_each]
+    return [
+        Trials([float(np.mean(values)) for values, _ in seeds], *length, [result for _, result in seeds])
+        for seeds in of_each
+    ]
 
 
 def _by_length(results: Sequence[Result], asked: dict[str, str]) -> dict[tuple, dict[int, tuple[list[float], Result]]]:

@@ -22,7 +22,7 @@ NOT_AT_END = 3  # points that LB lacks to the paper's accuracy on the training s
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the ledger: a claim, what was published, what was found for a network, and the verdict.
+    """A line of the ledger: a claim, what was published, what was found for a network and where, and the verdict.
 
     `found` begins with the epsilon or the method where there is a line for each.
     """
@@ -33,7 +33,7 @@ class Line:
     published: str
     found: str
     verdict: str
-    result: Result | None = None
+    results: tuple[Result, ...] = ()
     rule: str = ""
 
 
@@ -54,9 +54,10 @@ class Entry:
     published: Callable[[str], str] = lambda network: ""
     networks: tuple[str, ...] = tuple(paper.TABLE_2)
 
-    def line(self, network: str, found: str, verdict: str, result: Result) -> Line:
-        """Return a line on a network."""
-        return Line(self.text, self.source, network, self.published(network), found, verdict, result, self.rule)
+    def line(self, network: str, found: str, verdict: str, *results: Result) -> Line:
+        """Return a line on a network, from some results, each of which counts once."""
+        each = tuple({result.path: result for result in results}.values())
+        return Line(self.text, self.source, network, self.published(network), found, verdict, each, self.rule)
 
 
 def published(minimizers: Sequence[str], quantity: str, *where: Any) -> Callable[[str], str]:
@@ -104,7 +105,9 @@ def gap(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]
         else:
             verdict = claims.unclear(small.values, large.values, spread) or claims.HOLDS
         verdict = _unfinished(results, network, *found) or verdict
-        yield entry.line(network, f"SB {small} %, LB {large} % after {small.length}", verdict, large.result)
+        yield entry.line(
+            network, f"SB {small} %, LB {large} % after {small.length}", verdict, *small.results, *large.results
+        )
 
 
 def sharper(space: str) -> Judge:
@@ -126,7 +129,8 @@ def sharper(space: str) -> Judge:
                     verdict = unclear or (claims.HOLDS if ratio >= ORDER else in_direction)
                 found = f"epsilon {epsilon:g}: SB {small}, LB {large}, {ratio:.3g} times, after {small.length}"
                 known = published(("SB", "LB"), "sharpness", space, epsilon)(network)
-                yield replace(entry.line(network, found, verdict, large.result), published=known)
+                line = entry.line(network, found, verdict, *small.results, *large.results)
+                yield replace(line, published=known)
 
     return judge
 
@@ -251,7 +255,7 @@ def steeper(curve: str) -> Judge:
         seeds = ", ".join(str(result.setting("seed", 0)) for result, *_ in plots)
         length = f"{plots[0][0].setting('epochs')} epochs, seed {seeds}"
         found = f"the loss rises by {around[0]} around SB and by {around[1]} around LB, after {length}"
-        yield entry.line(network, found, verdict, plots[0][0])
+        yield entry.line(network, found, verdict, *(result for result, *_ in plots))
 
     return judge
 
@@ -271,7 +275,7 @@ def remedied(hows: Sequence[str], helps: bool) -> Judge:
             small, large, other = ends
             verdict = _unfinished(results, network, *ends) or _helped(*ends, helps, paper.seed_spread(network))
             found = f"{how}: {other} %, plain LB {large} %, SB {small} % after {small.length}"
-            yield entry.line(network, found, verdict, other.result)
+            yield entry.line(network, found, verdict, *(result for one in ends for result in one.results))
 
     return judge
 

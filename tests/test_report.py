@@ -1,12 +1,16 @@
+import dataclasses
 import json
 import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import report
 from large_batch import claims, ledger, verdicts
+from large_batch.errors import UserError
+from large_batch.networks import NAMES
 from large_batch.results import Result, read, trials
 
 ROOT = Path(__file__).parent.parent
@@ -165,7 +169,7 @@ def test_the_ledger_on_curvature_rescaling_and_the_reproductions_networks(tmp_pa
         (tmp_path / "c.json").write_text(json.dumps(content))
         for beyond in ("3.0", ""):
             (tmp_path / "c.csv").write_text(f"alpha,train_loss\n0.5,1.0\n1.5,\n2.0,{beyond}")
-            lines = [line for line in ledger.ledger(read(tmp_path, tmp_path), [network]) if line.result]
+            lines = [line for line in ledger.ledger(read(tmp_path, tmp_path), [network]) if line.results]
             assert [line.verdict for line in lines] == [claims.CONTRADICTED if network == "VGG11" else claims.OPEN]
 
 
@@ -195,7 +199,9 @@ def test_the_ledger_on_parametric_plots(tmp_path):
     curve(tmp_path, "F1-from0-to1", {0: 0, 0.5: 1, 1: 0})
     curve(tmp_path, "F1-other", flat, small_batch_weights="a.weights.h5")
     (line,) = [line for line in ledger.ledger(read(tmp_path, tmp_path), ["F1"]) if line.source == "Figure 3"]
-    assert (line.verdict, line.result.path.stem) == (claims.HOLDS, "F1"), "what is of other weights, or parts, is not"
+    assert (line.verdict, [one.path.stem for one in line.results]) == (claims.HOLDS, ["F1", "F1-s1"]), (
+        "what is of other weights, or parts, is not"
+    )
     assert line.found == "the loss rises by 1 around SB and by 3 around LB, after 100 epochs, seed 0, 1"
     curve(tmp_path, "F1-s1", flat, seed=1)
     assert judged(tmp_path)["Figure 3", ""] == f"{claims.OPEN}: not in all trials"
@@ -223,11 +229,36 @@ def test_the_ledger_on_when_large_batches_pay(tmp_path, ratios, verdict):
     assert judged(tmp_path)["Appendix C", ""] == verdict
 
 
+def test_how_long_a_result_took():
+    """Trainings and measurements count once each, and not again where the command's own time has them."""
+
+    def origin(command, finished, took):
+        return {"command": command, "finished": f"2026-11-26T10:{finished}:00Z", "wall_seconds": took}
+
+    def training(epochs, *where):
+        return {"recipe": {"epochs": epochs, "seed": 0}, "training": origin(*where)}
+
+    def measurement(name, *where):
+        return {"measurement": {"epsilon": name}, "provenance": origin(*where)}
+
+    own = origin("a", "30", 600)  # from 10:20 on
+    before = [training(50, "b", "10", 100), training(100, "b", "15", 250), measurement(1, "b", "16", 7)]
+    begun = training(10, "a", "22", 300) | {"seed": 1}  # of which 3 minutes were before
+    begun["recipe"] = {"epochs": 10, "seed": 1}
+    during = [measurement(2, "a", "29", 60), measurement(3, "a", "30", 60), measurement(3, "a", "30", 60)]
+    beside = measurement(4, "b", "29", 11)  # by another command
+    content = {"minimizers": {"SB": before[:2], "LB": begun}, "results": [before[2], *during, beside, before[2]]}
+    assert report.seconds(content | {"provenance": own}) == 600 + 250 + 7 + 180 + 11
+
+
 def test_the_verdicts_in_short():
     def line(claim, network, verdict, found="", **settings):
         result = Result(Path("a"), {"provenance": {"command": "a.py"}, "settings": settings}, [], [])
-        return ledger.Line(claim, "Table 1", network, "", found, verdict, result if settings else None)
+        return ledger.Line(claim, "Table 1", network, "", found, verdict, (result,) if settings else ())
 
+    sizes = np.array([64.0, 256.0])
+    thresholds = [claims.sharpness_threshold(sizes, sizes, epsilon, None) for epsilon in (1e-3, 5e-4)]
+    thresholds[0] = dataclasses.replace(thresholds[0], verdict=claims.HOLDS)
     lines = [
         line("a", "F1", claims.HOLDS, "at epsilon 0.001: SB", epochs=100, trials=5),
         line("a", "F1", f"{claims.OPEN}: why", "epsilon 0.0005: SB", epochs=100, trials=5),
@@ -235,6 +266,7 @@ def test_the_verdicts_in_short():
         line("c", "C2", ledger.NOT_RUN),
         line("d", "F1", claims.HOLDS, "sam: 98 %", epochs=50, trials=2),
         line("d", "F1", claims.HOLDS, "asam: 98 %", epochs=50, trials=2),
+        *(line("e", "C1", one.verdict, one.found, epochs=20) for one in thresholds),
     ]
     rows = report.in_short(lines).splitlines()
     assert rows[0] == "| claim | F1, 50 - 100 epochs, 2 - 5 trials | C1, 20 epochs, 1 trial |"
@@ -242,7 +274,18 @@ def test_the_verdicts_in_short():
         "| a (Table 1) | epsilon 0.001: holds; epsilon 0.0005: no verdict | - |",
         "| b (Table 1) | - | holds |",
         "| d (Table 1) | holds | - |",
+        "| e (Table 1) | - | epsilon 0.001: holds; epsilon 0.0005: no verdict |",
     ]
+
+
+def test_results_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="There are no results in"):
+        report.main(report.Settings(result_dir=f"{tmp_path}", report=f"{tmp_path}/REPORT.md"))
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "merged.json").write_text("<<<<<<< HEAD")
+    with pytest.raises(UserError, match="merged.json is damaged .*; restore it, or move it away"):
+        report.main(report.Settings(result_dir=f"{tmp_path}", report=f"{tmp_path}/REPORT.md"))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_numbers_of_other_settings_do_not_stand_beside_the_papers(tmp_path):
@@ -283,7 +326,7 @@ def committed(tmp_path_factory):
 
 def test_the_committed_report_is_that_of_the_committed_results(committed):
     results = read(committed / "results", committed / "Figures")
-    lines = ledger.ledger(results, report.NETWORKS)
+    lines = ledger.ledger(results, NAMES)
     text = report.text(results, lines, committed / "REPORT.md")
     assert text.replace(f"{committed}/", "") == (committed / "REPORT.md").read_text()
     readme = (committed / "README.md").read_text()
