@@ -53,6 +53,10 @@ class Settings(cli.PairSettings, cli.RepeatedSettings):
         for name in ("efficiency", "batch_ratio"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"--{name} must be above 0 and at most 1, not {getattr(self, name):g}.")
+        if self.accuracy is not None and not 0 <= self.accuracy <= 100:
+            raise UserError(f"--accuracy is in percent, from 0 to 100, not {self.accuracy:g}.")
+        if self.network:
+            super().check()
 
 
 def largest_ratio(batch_ratio: float, efficiency: float) -> float:
@@ -72,9 +76,9 @@ def epochs_to(history: Sequence[Epoch], accuracy: float) -> int | None:
 
 @dataclass(frozen=True)
 class Reached:
-    """What SB and LB of a trial needed to a test accuracy (percent), and the I_L / I_S and B_S / B_L of it.
+    """What SB and LB of a trial needed to a test accuracy (percent), and the I_L / I_S of it.
 
-    LB is faster where the parallel efficiency of SB is below `efficiency`, above 1 for any.
+    LB is faster where the parallel efficiency of SB is below `efficiency`, (B_S / B_L) / (I_L / I_S), above 1 for any.
     """
 
     seed: int
@@ -87,26 +91,34 @@ class Reached:
     efficiency: float
 
 
-def reached(
-    seed: int, small: Sequence[Epoch], large: Sequence[Epoch], steps: tuple[int, int], accuracy: float | None = None
-) -> Reached | None:
-    """Return what SB and LB needed to a test accuracy, the highest that both reach unless told otherwise.
+@dataclass(frozen=True)
+class Pair:
+    """The epochs of SB and LB of a trial, their batch sizes, and the size of the training set."""
 
-    `steps` are SB's and LB's iterations an epoch. None where one of them does not reach it.
-    """
+    small: Sequence[Epoch]
+    large: Sequence[Epoch]
+    batches: tuple[int, int]
+    samples: int
+
+
+def reached(seed: int, pair: Pair, accuracy: float | None = None) -> Reached | None:
+    """Return what SB and LB needed to a test accuracy, the highest that both reach unless told otherwise; None where
+    one of them does not reach it."""
+    histories = pair.small, pair.large
     if accuracy is None:
-        accuracy = min(max(row.test_accuracy for row in history) for history in (small, large))
-    epochs = [epochs_to(history, accuracy) for history in (small, large)]
+        accuracy = min(max(row.test_accuracy for row in history) for history in histories)
+    epochs = [epochs_to(history, accuracy) for history in histories]
     if None in epochs:
         return None
-    iterations = [epoch * count for epoch, count in zip(epochs, steps, strict=True)]
-    return Reached(seed, accuracy, *epochs, *iterations, iterations[1] / iterations[0], epochs[0] / epochs[1])
+    small, large = (epoch * -(-pair.samples // batch) for epoch, batch in zip(epochs, pair.batches, strict=True))
+    efficiency = pair.batches[0] / pair.batches[1] / (large / small)
+    return Reached(seed, accuracy, *epochs, small, large, large / small, efficiency)
 
 
-def over_accuracies(small: Sequence[Epoch], large: Sequence[Epoch], steps: tuple[int, int]) -> tuple[list, list]:
+def over_accuracies(pair: Pair) -> tuple[list[float], list[float]]:
     """Return the test accuracies (percent) after LB's epochs that SB reaches, too, ascending, and I_L / I_S to each."""
-    levels = np.unique([row.test_accuracy for row in large])
-    found = [reached(0, small, large, steps, level) for level in levels]
+    levels = np.unique([row.test_accuracy for row in pair.large])
+    found = [reached(0, pair, level) for level in levels]
     return [one.accuracy for one in found if one], [one.ratio for one in found if one]
 
 
@@ -135,7 +147,7 @@ def report(experiment: Experiment) -> None:
     from large_batch import figures
     from large_batch.runner import Runner
 
-    settings, samples = experiment.settings, len(experiment.data.x_train)
+    settings = experiment.settings
     batches = settings.small_batch, settings.large_batch
     recipes: list[list[Recipe]] = [[experiment.recipe(batch, seed) for batch in batches] for seed in settings.seeds]
     every = [recipe for pair in recipes for recipe in pair]
@@ -143,18 +155,15 @@ def report(experiment: Experiment) -> None:
         experiment.minimizers.check_tested(recipe)
     if Runner(experiment.minimizers, settings).run(every, []) is None:
         return
-    steps = tuple(-(-samples // batch) for batch in batches)
-    histories = [[experiment.history(recipe) for recipe in pair] for pair in recipes]
-    judged = [
-        reached(seed, *pair, steps, settings.accuracy) for seed, pair in zip(settings.seeds, histories, strict=True)
-    ]
+    pairs = [Pair(*map(experiment.history, pair), batches, len(experiment.data.x_train)) for pair in recipes]
+    judged = [reached(seed, pair, settings.accuracy) for seed, pair in zip(settings.seeds, pairs, strict=True)]
     found = [one for one in judged if one]
     ratio = batches[0] / batches[1]
     title = experiment.title(f"Iterations to a test accuracy, {settings.epochs} epochs")
     print(f"\n{title}\n{table(found)}\n{bound(ratio, settings.efficiency)}")
     if len(found) < len(judged):
         print(f"In {len(judged) - len(found)} of {len(judged)} trials SB or LB does not reach this accuracy.")
-    lines = [over_accuracies(*pair, steps) for pair in histories]
+    lines = [over_accuracies(pair) for pair in pairs]
     drawn = figures.performance_model(ratio, settings.efficiency, [one.ratio for one in found], lines, title)
     summary = {"batch_ratio": ratio, "largest_ratio": largest_ratio(ratio, settings.efficiency), "found": found}
     summary |= {"over_accuracies": lines, "minimizers": experiment.origins(every)}

@@ -1,17 +1,19 @@
 import csv
+import dataclasses
 
 import pytest
 from small_network import NAME
 
 from large_batch.training import Epoch
-from performance_model import epochs_to, largest_ratio, over_accuracies, reached
+from performance_model import Pair, epochs_to, largest_ratio, over_accuracies, reached
 
 
 def history(*accuracies):
     return [Epoch(number + 1, 0.0, 0.0, 0.0, accuracy) for number, accuracy in enumerate(accuracies)]
 
 
-SMALL, LARGE = history(50, 80, 79, 90), history(10, 40, 60, 85, 70)
+SMALL = history(50, 80, 79, 90)
+PAIR = Pair(SMALL, history(10, 40, 60, 85, 70), (10, 100), 1000)
 
 
 def test_the_example_of_the_paper():
@@ -20,17 +22,23 @@ def test_the_example_of_the_paper():
 
 def test_iterations_to_an_accuracy():
     assert [epochs_to(SMALL, accuracy) for accuracy in (50, 79, 85, 91)] == [1, 2, 4, None]
-    found = reached(3, SMALL, LARGE, steps=(100, 10))
+    found = reached(3, PAIR)
     assert (found.seed, found.accuracy) == (3, 85), "the highest that both reach"
     assert (found.small_epochs, found.large_epochs) == (4, 4)
     assert (found.small_iterations, found.large_iterations, found.ratio) == (400, 40, 0.1)
     assert found.efficiency == 1, "of equal epochs, LB is faster whatever SB loses"
-    sooner = reached(0, SMALL, LARGE, (100, 10), accuracy=55)
+    sooner = reached(0, PAIR, accuracy=55)
     assert (sooner.small_epochs, sooner.large_epochs, sooner.ratio) == (2, 3, 0.15)
     # With these numbers of iterations the bound is at the batches' ratio over the efficiency.
-    assert largest_ratio(10 / 100, sooner.efficiency) == pytest.approx(sooner.ratio)
-    assert reached(0, SMALL, LARGE, (100, 10), accuracy=88) is None
-    assert over_accuracies(SMALL, LARGE, (100, 10)) == ([10, 40, 60, 70, 85], [0.1, 0.2, 0.15, 0.2, 0.1])
+    uneven = reached(0, dataclasses.replace(PAIR, batches=(15, 1000), samples=1500))
+    assert (uneven.ratio, uneven.efficiency) == (pytest.approx(8 / 400), pytest.approx(0.75)), (
+        "of iterations, not epochs"
+    )
+    for one in (sooner, uneven):
+        ratio = 10 / 100 if one == sooner else 15 / 1000
+        assert largest_ratio(ratio, one.efficiency) == pytest.approx(one.ratio)
+    assert reached(0, PAIR, accuracy=88) is None
+    assert over_accuracies(PAIR) == ([10, 40, 60, 70, 85], [0.1, 0.2, 0.15, 0.2, 0.1])
 
 
 def test_the_commands(run_script, tmp_path):
