@@ -32,6 +32,7 @@ class KeptGradients:
 
     def __init__(self, folder: Path, origin: Provenance):
         self.seconds = 0.0
+        self._own: set[Path] = set()  # whose time is counted
         self._folder, self._setting = folder, json.dumps(origin.setting, sort_keys=True).encode()
 
     def of(self, function: Function) -> Function:
@@ -42,14 +43,15 @@ class KeptGradients:
         """Return the function's value and gradient at w, shape (n,)."""
         path = self._folder / hashlib.sha256(self._setting + w.tobytes()).hexdigest()
         if (found := _read(path)) is not None:
-            seconds, loss, *_ = found
-            self.seconds += seconds
-            return float(loss), found[2:]
+            self.seconds += found[0] * (path not in self._own)
+            self._own.add(path)
+            return float(found[1]), found[2:]
         began = time.monotonic()
         loss, gradient = function.value_and_gradient(w)
         if (seconds := time.monotonic() - began) > SLOW:
             content = np.concatenate([[seconds, loss], gradient]).tobytes()
             files.write_all({path: hashlib.sha256(content).digest() + content})
+            self._own.add(path)
         return loss, gradient
 
     def forget(self) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from large_batch import files, store
 from large_batch.distribution import Replicas
+from large_batch.errors import UserError
 from large_batch.gradients import KeptGradients
 from large_batch.hessian import PASSES
 from large_batch.objectives import Objectives, Request
@@ -299,7 +300,11 @@ def load_or_compute(
         if replicas.chief and path.exists():
             files.set_aside(path, "is damaged or holds another measurement")
         gradients, began = KeptGradients(path.with_suffix(".gradients"), origin), time.monotonic()
-        result = compute(gradients)
+        try:
+            result = compute(gradients)
+        except UserError:  # it would be so again
+            gradients.forget()
+            raise
         measured = Measured(request, result, origin.after(time.monotonic() - began + gradients.seconds))
         if replicas.chief:
             store.write_record(path, measured)

@@ -105,6 +105,10 @@ def test_what_is_damaged_or_of_another_processor_is_computed_anew(tmp_path, monk
     other = dataclasses.replace(origin, processor="another", command="another")
     assert [computed(by=other), computed(by=other), computed()] == [1, 0, 0]
     assert computed(by=dataclasses.replace(origin, command="another")) == 0
+    twice = KeptGradients(tmp_path / "kept", origin)
+    for _ in range(2):
+        twice.at(square, w + 2)
+    assert twice.seconds == 0, "what this process took is part of its own time"
     for damage in (
         lambda content: content[:-1],
         lambda content: b"",
