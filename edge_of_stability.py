@@ -39,6 +39,14 @@ class Settings(cli.PairSettings):
         lambda texts: "-".join(texts).replace(":", "-"),
     )
 
+    def check(self) -> None:
+        """Raise `UserError` for what cannot be followed."""
+        from large_batch.recipes import Track
+
+        super().check()
+        for text in self.track:
+            Track.read(text)
+
     def resolve(self, network: Any, samples: int) -> Settings:
         """Name what to follow for both, with the number of samples."""
         if len(self.track) > 2:
@@ -98,7 +106,7 @@ def main(settings: Settings) -> None:
     ]
     origins = {label: experiment.origin_of(recipe) for label, recipe in recipes.items()}
     drawn = {"": curvature_figures.edge_of_stability(tracked, steps, title)}
-    experiment.write("edge", rows, {"minimizers": origins, "tracked": tracked}, drawn)
+    experiment.write("edge", rows, {"minimizers": origins}, drawn)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def weights_word(weights: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(cli.Settings):
+class Settings(cli.RepeatedSettings):
     """The flags."""
 
     network: str | None = setting("MobileNetV2", "MobileNetV2, or another, without --weights.", group="What to train")
@@ -56,7 +56,6 @@ class Settings(cli.Settings):
     batch_sizes: tuple[int, ...] = setting(
         tuple(paper.FINE_TUNED), "Batch sizes, with commas.", lambda sizes: f"b{'-'.join(map(str, sizes))}", whole=True
     )
-    trials: int = setting(1, "Trainings of each kind, with seeds from --seed on.", "t{}", least=1, most=10_000)
 
     def check(self) -> None:
         """Raise `UserError` for another optimizer, and weights that are not there."""
@@ -174,11 +173,11 @@ def main(settings: Settings) -> None:
     # Recipes
     experiment = Experiment.begin(settings, starting(network_zoo.get, settings.weights))
     settings = experiment.settings
-    evaluation, seeds = experiment.request(EvaluationRequest), range(settings.seed, settings.seed + settings.trials)
+    evaluation = experiment.request(EvaluationRequest)
     recipes = [
         experiment.recipe(size, seed, optimizer=sgd(size, settings.epochs))
         for size in settings.batch_sizes
-        for seed in seeds
+        for seed in settings.seeds
     ]
     asked = {recipe: (evaluation, Place(recipe)) for recipe in recipes}
     # Run

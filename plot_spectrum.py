@@ -67,7 +67,7 @@ def main(settings: Settings) -> None:
     experiment = Experiment.begin(settings, network_zoo.get)
     settings = experiment.settings
     ends = {"SB": experiment.recipe(settings.small_batch), "LB": experiment.recipe(settings.large_batch)}
-    effort = Effort(settings.curvature_samples, settings.probes, settings.steps, settings.products)
+    effort = Effort(settings.curvature_samples, settings.probes, settings.steps)
     runner = Runner(experiment.minimizers, settings)
     layers = ["", *(runner.objectives.parts if settings.by_layer else ())]
     asked = {

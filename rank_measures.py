@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from large_batch import cli, named
 from large_batch.cli import setting
+from large_batch.errors import UserError
 from large_batch.sharpness_metric import MEASURES
 from large_batch.spectrum import HESSIAN_MEASURES
 
@@ -52,8 +53,10 @@ class Settings(cli.TrialSettings):
     products: int = setting(60, "Products of the estimate of a trace.", "products{}", "Spectrum", least=3, most=10**6)
 
     def check(self) -> None:
-        """Raise `UserError` for remedies that do not exist."""
+        """Raise `UserError` for remedies that do not exist, and iterates beyond the end."""
         super().check()
+        if self.at and max(self.at) > self.epochs:
+            raise UserError(f"--at={max(self.at)} is after the last epoch; give --epochs={max(self.at)}, too.")
         for remedy in named.split(self.remedies):
             named.check_name(remedy, ("none", *named.REMEDIES), "remedy")
 
@@ -63,11 +66,13 @@ class Settings(cli.TrialSettings):
         return {one: always if one == "none" else (*always, one) for one in named.split(self.remedies)}
 
     def resolve(self, network: Any, samples: int) -> Settings:
-        """Put lists in order, each value once, and keep to the samples there are."""
+        """Put lists in order, each value once, train as long as is measured, and keep to the samples there are."""
+        at = tuple(sorted(set(self.at or (self.epochs,))))
         return replace(
             super().resolve(network, samples),
+            epochs=at[-1],
             batch_sizes=tuple(sorted(set(self.batch_sizes))),
-            at=tuple(sorted(set(self.at or (self.epochs,)))),
+            at=at,
             measure=tuple(measure for measure in ALL if measure in self.measure),
             curvature_samples=min(self.curvature_samples, samples),
         )

@@ -81,6 +81,9 @@ class Settings(cli.SpectrumSettings):
     rescale: tuple[float, ...] = setting(
         (1.0,), "Factors of the weights before a batch normalisation, with commas.", cli.list_word("x"), GROUP
     )
+    products: int = setting(
+        60, "Hessian-vector products of each estimate of a trace.", "products{}", GROUP, least=3, most=10**6
+    )
     statistics: str = setting(
         STATISTICS[0],
         "Of ordinary batch normalisation; see large_batch/statistics.py.",
@@ -236,7 +239,9 @@ def sharp(experiment: Experiment, ends: dict, results: dict[str, list[Measured]]
         for label, group in results.items()
         for measured in group
     ]
-    return "Metric 2.1 (percent)" if experiment.settings.measure == ("keskar",) else "Sharpness (percent)", text, rows
+    measures = set(experiment.settings.measure)
+    what = "Metric 2.1" if measures == {"keskar"} else "Measures of sharpness"
+    return what + " (percent)" * (measures <= MEASURES.keys()), text, rows
 
 
 if __name__ == "__main__":

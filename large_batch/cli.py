@@ -182,9 +182,6 @@ class SpectrumSettings(PairSettings):
 
     probes: int = setting(10, "Random vectors of a spectral density.", "probes{}", "Spectrum", least=1, most=1000)
     steps: int = setting(50, "Lanczos steps of each vector.", "steps{}", "Spectrum", least=1, most=1000)
-    products: int = setting(
-        60, "Hessian-vector products of each estimate of a trace.", "products{}", "Spectrum", least=3, most=10**6
-    )
     by_layer: bool = setting(False, "Each layer's own spectrum, too.", "layers", "Spectrum")
 
 

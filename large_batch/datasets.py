@@ -60,7 +60,7 @@ class DataSet:
             return self
         if not self.frames and math.prod(shape) == math.prod(input_shape):
             x_train, x_test = (x.reshape(-1, *input_shape) for x in (self.x_train, self.x_test))
-        elif self.name == "digits" and shape == (8, 8) and min(_canvas(input_shape)) >= 8:
+        elif self.name == "digits" and shape == (8, 8) and len(input_shape) < 4 and min(_canvas(input_shape)) >= 8:
             x_train, x_test = (_enlarged(x, input_shape) for x in (self.x_train, self.x_test))
         else:
             raise UserError(
@@ -323,7 +323,7 @@ def _enlarged(x: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
     images = _framed(x.repeat(factor, axis=1).repeat(factor, axis=2), canvas)
     if len(input_shape) == 1:
         return _framed(images.reshape(len(x), -1), input_shape)
-    return images[..., np.newaxis].repeat(input_shape[2], axis=3)
+    return images if len(input_shape) == 2 else images[..., np.newaxis].repeat(input_shape[2], axis=3)
 
 
 def _framed(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -212,7 +212,9 @@ class Experiment:
         samples, last = len(self.data.x_train), max(solution.epochs for solution in solutions)
         usual = {"SB": self.network.small_batch(samples), "LB": self.network.large_batch(samples)}
         return {
-            (one.minimizer, last): paper.solution_cells(self.network.name, one.minimizer)
+            (one.minimizer, last): paper.solution_cells(
+                self.network.name, one.minimizer, self.sharpness_samples is None
+            )
             for one in solutions
             if self.as_published and usual.get(one.minimizer) == one.batch_size and one.epochs == last
         }

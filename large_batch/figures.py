@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +123,8 @@ def _numbers(points: list, name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Curve:
-    """Test (and training) accuracies in percent by epoch, from 1 on; `train` and `test` have shape (trials, epochs)."""
+    """Test (and training) accuracies in percent by epoch, from 1 on, of each trial; those that are trained until
+    converged differ in their number of epochs."""
 
     label: str
     train: list[list[float]]
@@ -139,24 +140,34 @@ class Curve:
         return cls(label, *halves)
 
 
+def _by_epoch(trials: list[list[float]]) -> list[list[float]]:
+    """Return the values at each epoch, of the trials that go so far."""
+    return [[value for value in values if value is not None] for values in zip_longest(*trials)]
+
+
 def training_curves(curves: list[Curve], title: str, switches: Sequence[int] = ()) -> Figure:
     """Draw Figure 2: training (solid) and testing (dashed) accuracy against epochs of SB (dots), LB (squares) and a
-    growing batch (triangles), whose `switches` are marked; over several trials the mean within one sample deviation."""
+    growing batch (triangles), whose `switches` are marked. Of several trials it is the mean of those that go so far,
+    within one sample deviation as far as all of them go."""
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = figure.add_subplot()
     for place, (curve, (marker, color)) in enumerate(zip(curves, REGIMES, strict=False)):
         for half, line in (("train", "-"), ("test", "--")):
-            trials = np.array(getattr(curve, half))
-            epochs, mean = np.arange(1, trials.shape[1] + 1), trials.mean(axis=0)
+            trials = getattr(curve, half)
+            mean = np.array([np.mean(of_epoch) for of_epoch in _by_epoch(trials)])
+            epochs = np.arange(1, len(mean) + 1)
             every = max(1, len(epochs) // 10)
             style = {"marker": marker, "ms": 4.5, "markevery": (place * every // 3, every), "lw": 1.4}
             axes.plot(epochs, mean, line, color=color, label=f"{curve.label}, {half}", **style)
             if len(trials) > 1:
-                deviation = trials.std(axis=0, ddof=1)
-                axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.15, lw=0)
+                deviation = np.std(list(zip(*trials, strict=False)), axis=1, ddof=1)
+                low, high = mean[: len(deviation)] - deviation, mean[: len(deviation)] + deviation
+                axes.fill_between(epochs[: len(deviation)], low, high, color=color, alpha=0.15, lw=0)
     for epoch in switches:
         axes.axvline(epoch + 0.5, color="0.7", lw=0.8, ls=":")
-    worst = min(np.min(curve.test) for curve in curves)  # else the first epoch of LB training would squeeze the rest
+    worst = min(
+        min(map(min, curve.test)) for curve in curves
+    )  # else the first epoch of LB training would squeeze the rest
     axes.set_ylim(bottom=worst - 0.05 * (100 - worst))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("Epoch")

@@ -28,7 +28,7 @@ def split(text: str) -> tuple[str, ...]:
     `augment,asam:radius=0.1,eta=0` has two.
     """
     parts: list[str] = []
-    for part in text.split(","):
+    for part in map(str.strip, text.split(",")):
         if parts and "=" in part and ":" not in part:
             parts[-1] += f",{part}"
         else:

@@ -51,7 +51,7 @@ def contours(panels: Sequence[Panel], title: str = "") -> Figure:
         ("loss", "Loss", norm, _levels(norm), "viridis", "max"),
         ("accuracy", "Accuracy (%)", Normalize(0, 100), PERCENTS, "viridis_r", "neither"),
     ]
-    if np.isnan(panels[0].train.accuracy).all():
+    if all(np.isnan(panel.train.accuracy).all() for panel in panels):
         kinds.pop()
     count = len(panels)
     high, wide = (len(kinds), count) if count > 1 else (1, len(kinds))  # of a single one they are side by side

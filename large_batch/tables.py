@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,8 +86,8 @@ def sharpness_comparison(results: dict[str, list[Measured]], comparable: bool) -
     rows = [[*header, "paper LB/SB"]]
     sharper = resolved = 0
     settings = dict.fromkeys(map(settings_of, results["SB"]))
-    if len({solver for *_, solver in settings}) > 1:
-        settings |= dict.fromkeys((*setting, LARGEST) for *setting, _ in settings)
+    several = Counter(setting[:-1] for setting in settings)
+    settings |= dict.fromkeys((*setting, LARGEST) for setting, solvers in several.items() if solvers > 1)
     for setting in settings:
         ours, theirs = [], []
         for label, measured in results.items():
@@ -132,9 +133,10 @@ def rescaled_evaluations(results: dict[str, list[Measured]]) -> str:
 
 
 def published(measured: Measured, minimizer: str) -> Spread | None:
-    """Return the value of Table 3 or 4 to set beside a measurement of a minimizer, SB or LB, if there is one."""
+    """Return the value of Table 3 or 4 to set beside a measurement of a minimizer, SB or LB, if there is one: over
+    part of the training set it is another function's."""
     at = measured.measurement
-    if at.dimension not in (None, paper.DIMENSION) or at.measure != "keskar" or at.rescale != 1:
+    if at.dimension not in (None, paper.DIMENSION) or at.measure != "keskar" or at.rescale != 1 or at.samples:
         return None
     return paper.published(at.network, minimizer, "sharpness", at.space, at.epsilon)
 
@@ -144,20 +146,23 @@ def _ratio(small: Spread | None, large: Spread | None) -> str:
 
 
 def sharpness_details(results: dict[str, list[Measured]]) -> str:
-    """Lay out how each value in a box or ball was found."""
+    """Lay out each value, and how it was found where it is one in a box or ball."""
     header = (
         "minimizer, rescaled, measure, space, epsilon, solver, value, f(x), max f, evaluations, iterations, stopped by"
     )
     rows = [header.split(", ")]
     for label, measured in results.items():
-        for trial in (one for one in measured if isinstance(one.result, SharpnessResult)):
+        for trial in measured:
             at, result = trial.measurement, trial.result
             space = at.space if at.trial is None else f"{at.space} {at.trial}"
-            losses = f"{result.loss:.4g}", f"{result.largest_loss:.4g}"
-            counts = str(result.evaluations), str(result.iterations)
-            place = [label, f"{at.rescale:g}", at.measure, space, f"{at.epsilon:g}", at.solver]
-            rows.append([*place, str(result), *losses, *counts, result.stopped])
-    return lay_out(_with_usual_left_out(rows)) if rows[1:] else ""
+            place = [label, f"{at.rescale:g}", at.measure, space]
+            if isinstance(result, SharpnessResult):
+                losses = f"{result.loss:.4g}", f"{result.largest_loss:.4g}"
+                counts = str(result.evaluations), str(result.iterations)
+                rows.append([*place, f"{at.epsilon:g}", at.solver, str(result), *losses, *counts, result.stopped])
+            else:  # of the Hessian
+                rows.append([*place, "-", at.solver, f"{result.value:.4g}", *["-"] * 5])
+    return lay_out(_with_usual_left_out(rows))
 
 
 def curvature_table(results: dict[str, Curvature]) -> str:

@@ -197,6 +197,10 @@ def test_digits_fit_every_network(digits):
     assert images.sum(dtype=int) == 9 * pixels.sum()
     assert flat.digest == digits.digest and flat.x_train.shape == (1500, 784)
 
+    rows = digits.reshape_to((28, 28)).x_test
+    np.testing.assert_array_equal(rows, digits.reshape_to((28, 28, 1)).x_test[..., 0])
+    with pytest.raises(UserError, match="do not fit"):
+        digits.reshape_to((28, 28, 1, 1))
     colour = digits.reshape_to((32, 32, 3)).x_test
     assert colour.shape == (297, 32, 32, 3) and colour.dtype == np.uint8
     for channel in range(3):

@@ -257,6 +257,8 @@ def test_the_paper_is_set_beside_its_own_data_batches_and_last_epoch_only(tmp_pa
     every = [one for group in solutions.values() for one in group]
     table = tables.solution_table(every, experiment.published(every))
     experiment.report("schedule", f"title\n{table}", every, [], {})
+    part = begin(tmp_path, warmstart.Settings, network="F2", epochs=3, small_batch=1, sharpness_samples=3)
+    assert part.published(every)["SB", 3] == ["64.02 ± 0.2", "-", "-"], "over a part it is another function's"
     small, early, large, growing = (re.split("  +", line)[-3:] for line in capsys.readouterr().out.splitlines()[3:7])
     assert small == ["64.02 ± 0.2", "1.39 ± 0.02", "0.9 ± 0.05"], "Tables 2 and 3"
     assert large == ["59.45 ± 1.05", "310.64 ± 38.46", "93.15 ± 6.81"]

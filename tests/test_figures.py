@@ -43,6 +43,11 @@ def test_regimes_differ_by_more_than_colour_and_the_figures_say_what_they_show(d
     curves = [figures.Curve(name, rising, rising) for name in ("SB", "LB", "growing")]
     (axes,) = figures.training_curves(curves, "title").axes
     assert len({(line.get_linestyle(), line.get_marker()) for line in axes.lines}) == 6
+    # Trained until converged, trials end after different numbers of epochs
+    uneven = figures.Curve("SB", [[50.0, 60.0, 70.0], [52.0, 64.0]], [[40.0, 50.0, 60.0], [44.0, 50.0]])
+    (axes,) = figures.training_curves([uneven], "title").axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[51, 62, 70], [42, 50, 60]]
+    assert [path.get_extents().x1 for band in axes.collections for path in band.get_paths()] == [2, 2]
 
 
 # How the three kinds of the colour-blind see linear RGB (Machado, Oliveira and Fernandes, 2009, severity 1).

@@ -10,7 +10,7 @@ from small_network import NAME
 
 import finetune
 from finetune import Row, level_then_falling
-from large_batch import claims, optimizers, paper
+from large_batch import claims, cli, optimizers, paper
 from large_batch.training import TrainingLoop
 
 
@@ -47,6 +47,7 @@ def test_the_published_settings():
         assert chosen.rate(100) == pytest.approx(rate / 2)
         assert chosen.rate(50) == pytest.approx(rate * (1 + np.sqrt(0.5)) / 2)
         assert chosen.rate(200) == pytest.approx(0, abs=1e-12)
+    assert isinstance(finetune.Settings(), cli.RepeatedSettings), "whose titles say how many trials there are"
 
 
 def job(run_script, tmp_path, *more):

@@ -140,7 +140,7 @@ def test_curvature_and_spectrum(run_sharpness, run_script, tmp_path):
     job = *SMALL_NETWORK[:3], *BATCHES, "--curvature", "--dimension=3", "--eps=1e-3", "--products=6", *effort
     done = run_sharpness(*job)
     path = only(
-        tmp_path, "small-curvature-*-e1-sb750-lb1500-probes2-steps10-products6-layers-eps0.001-d3-hessian200.json"
+        tmp_path, "small-curvature-*-e1-sb750-lb1500-probes2-steps10-layers-eps0.001-d3-products6-hessian200.json"
     )
     summary = json.loads(path.read_text())
     layers = ["dense", "batch_statistics_normalization", "dense_1"]
@@ -206,6 +206,12 @@ def test_measures_of_the_hessian_beside_others(run_sharpness, tmp_path):
         for quantity in ("sharpness", "trace", "eigenvalue"):
             assert found[label, quantity, "2.0"] < found[label, quantity, ""]
     assert re.search(r"2 +eigenvalue +full +- +lanczos", done.stdout)
+    assert "of the 6 rows that are resolved" in done.stdout and "largest" not in done.stdout, "each has one solver"
+    weights = next((tmp_path / "run").glob("small-*-b750-*/minimizer.weights.h5"))
+    alone = run_sharpness(*SMALL_NETWORK, f"--weights={weights}", "--measure=trace", "--curvature_samples=200")
+    (value,) = (line.split()[-6] for line in alone.stdout.splitlines() if line.startswith("given"))
+    assert float(value) == pytest.approx(found["SB", "trace", ""], rel=1e-3)
+    assert "Measures of sharpness, given minimizer" in alone.stdout
     assert list((tmp_path / "figure").glob("*.png"))
 
 
@@ -346,3 +352,4 @@ def test_the_paper_is_set_beside_what_it_measured_only():
     assert published(random, "given") is None
     assert published(measured(1.0, 2e-3), "SB") is None
     assert published(measured(1.0, space="random", dimension=50), "SB") is None
+    assert published(measured(1.0, samples=1000), "SB") is None, "the sharpness of a part is another function's"

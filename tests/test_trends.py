@@ -4,10 +4,11 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
-from small_network import NAME
+from small_network import NAME, SMALL
 
 from large_batch.errors import UserError
 from large_batch.trends import rank_correlation
+from rank_measures import Settings
 
 
 def sweep():
@@ -84,6 +85,13 @@ def test_measures_of_a_sweep(run_script, tmp_path):
     taus = kendalltau([float(row["eigenvalue"]) for row in rows], [float(row["gap"]) for row in rows])
     assert f"{taus.statistic:+.2f} (" in done.stdout
     assert len(list((tmp_path / "figure").iterdir())) == 2
-    mistaken = run_script("rank_measures.py", "-n", NAME, *folders, "--remedies=none,smash")
-    assert mistaken.returncode == 2
-    assert "There is no remedy 'smash'" in mistaken.stderr
+    settings = Settings(epochs=20, at=(10, 5), remedies="sam, none")
+    assert settings.resolve(SMALL, 100).epochs == 10, "as long as is measured"
+    assert settings.remedied() == {"sam": ("sam",), "none": ()}
+    for mistake, words in (
+        ("--remedies=none,smash", "There is no remedy 'smash'"),
+        ("--at=101", "after the last epoch"),
+    ):
+        mistaken = run_script("rank_measures.py", "-n", NAME, *folders, mistake)
+        assert mistaken.returncode == 2
+        assert words in mistaken.stderr
