@@ -40,8 +40,8 @@ training that is not at its end.
 AGREEMENT = """
 *agrees*: the means differ by at most three times the wider deviation. *same direction*, *contradicts*: they differ by
 more, and the minimizer clearly lies on the paper's side, or the other, of the one that it is compared with (SB of LB, a
-remedy of plain LB). *no verdict*: that is not clear, or a number is missing. Table 4 has one random subspace of each
-seed; the claim above has all that were measured.
+remedy of plain LB). *no verdict*: that is not clear, or a number is missing. Trainings that are not at their end are
+compared as they are. Table 4 has one random subspace of each seed; the claim above has all that were measured.
 """
 STYLE = """
 :root { color-scheme: light dark; --edge: #8886; --soft: #8881; }
