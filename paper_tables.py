@@ -91,7 +91,6 @@ TABLES = {
     ),
 }
 SETTINGS = {"sgd": "sgd:learning_rate=0.1,momentum=0.9"}  # of optimizers, where not the default
-REMEDIES = ("augment", "conservative", "adversarial", "stability", "sam", "asam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +148,9 @@ def recipes(experiment: Experiment, minimizer: str) -> list[Recipe]:
     settings = experiment.settings
     side, _, how = minimizer.partition(" ")
     always = named.split(settings.remedy) if settings.remedy else ()
-    method = {"remedies": (*always, how)} if how in REMEDIES else {"optimizer": SETTINGS.get(how, how)} if how else {}
+    method = (
+        {"remedies": (*always, how)} if how in named.REMEDIES else {"optimizer": SETTINGS.get(how, how)} if how else {}
+    )
     batch = {"SB": settings.small_batch, "LB": settings.large_batch}[side]
     return [experiment.recipe(batch, seed, **method) for seed in settings.seeds]
 

@@ -31,7 +31,7 @@ from large_batch.errors import UserError
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
 
-Schedule = tuple[tuple[int, int], ...]  # as in `training.Recipe`
+Schedule = tuple[tuple[int, int], ...]  # as in `recipes.Recipe`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ def setting(default: Any, help: str, word: str | Callable[[Any], str] = "", grou
         help: What --help says.
         word: The word in the names of outputs where it is not the default: "e{}" or a function of the value.
         group: The heading in --help.
-        limits: least and most, of numbers; choices, of words.
+        limits: least and most, of numbers; choices, of words; whole, of a list of numbers above 0.
     """
     return dataclasses.field(default=default, metadata={"help": help, "word": word, "group": group, **limits})
 

@@ -140,7 +140,9 @@ def rescaling(results: dict[str, list], title: str) -> Figure:
     first = next(iter(results.values()))
     measures = list(dict.fromkeys(measured.measurement.measure for measured in first))
     figure = Figure(figsize=(7.2, 2.6 + 2.6 * -(-len(measures) // 2)), layout="constrained")
-    panels = figure.subplots(-(-len(measures) // 2), min(2, len(measures)), sharex=True, squeeze=False).flat
+    panels = list(figure.subplots(-(-len(measures) // 2), min(2, len(measures)), sharex=True, squeeze=False).flat)
+    for axes in panels[len(measures) :]:
+        axes.set_visible(False)
     for axes, measure in zip(panels, measures, strict=False):
         for (label, group), (marker, color) in zip(results.items(), REGIMES, strict=False):
             lines: dict[tuple, dict[float, list]] = {}

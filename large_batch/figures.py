@@ -266,7 +266,7 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
     solutions warm-started there (squares), below the sharpness of these solutions at both epsilons; beside SB and LB
     alone.
 
-    The lists hold `experiment.Solution`s, of one trial or several; `small_alone` is the accuracy of late SB iterates.
+    The lists hold `measurements.Solution`s, of one trial or several; `small_alone` is the accuracy of late SB iterates.
     """
     figure = Figure(figsize=(7.2, 7.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)

@@ -67,7 +67,7 @@ class Objectives:
         self._prepare = preparation(data)
         self._statistics = STATISTICS[0]
         self._made: dict[tuple[str, str, int], Objective | Recalibrated] = {}
-        self._checked: list[Objective | Recalibrated] = []
+        self._used: list[Objective | Recalibrated] = []
         self.gradients: KeptGradients | None = None  # of the measurement that is being made
 
     @property
@@ -139,11 +139,11 @@ class Objectives:
             if isinstance(objective, Objective):
                 objective.take_state(objective.model)
 
-    def unchecked(self, objective: Objective | Recalibrated) -> bool:
-        """Say, the first time only, that an objective's Hessian-vector products are to be checked: that they are right
-        depends on its layers, not on the weights."""
-        new = objective not in self._checked
-        self._checked += [objective] * new
+    def first_use(self, objective: Objective | Recalibrated) -> bool:
+        """Say whether an objective is asked about for the first time: its Hessian-vector products are checked then, and
+        not again, since that they are right depends on its layers, not on the weights."""
+        new = objective not in self._used
+        self._used += [objective] * new
         return new
 
     def rescaled(self, w: np.ndarray, state: list[np.ndarray], factor: float) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -83,7 +83,7 @@ class HessianRequest(Request):
         def passed(passes: int, note: str) -> None:
             report(passes * objective.samples, note)
 
-        whole = hessian.hessian_operator(objective, w, passed, checked=objectives.unchecked(objective))
+        whole = hessian.hessian_operator(objective, w, passed, checked=objectives.first_use(objective))
         return spectrum.block(whole, objectives.parts[self.layer]) if self.layer else whole
 
 

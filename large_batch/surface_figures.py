@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import AsinhNorm, LogNorm, Normalize
@@ -84,7 +85,7 @@ def contours(panels: Sequence[Panel], title: str = "") -> Figure:
     entries = [Line2D([], [], color="black", lw=0.8, ls="--", label="test set")] if panels[0].test else []
     if not all(np.isfinite(panel.train.loss).all() for panel in panels):
         entries.append(Patch(color=BLANK, label="not finite"))
-    _legend(figure, panels, [*entries, *_mark_entries(panels)], title)
+    _legend(figure, [*entries, *_mark_entries(panels)], title)
     return figure
 
 
@@ -140,7 +141,7 @@ def lines(panels: Sequence[Panel], title: str = "") -> Figure:
         left.set_title(panel.title)
         left.grid(True, color="0.85")
     halves = (("train", "-"), ("test", "--"))[: 2 if panels[0].test else 1]
-    _legend(figure, panels, [Line2D([], [], color="0.2", ls=style, label=half) for half, style in halves], title)
+    _legend(figure, [Line2D([], [], color="0.2", ls=style, label=half) for half, style in halves], title)
     return figure
 
 
@@ -203,7 +204,7 @@ def _mark_entries(panels: Sequence[Panel]) -> list[Line2D]:
     return [Line2D([], [], marker=marker, ms=8, label=name, **style) for name, marker in named.items()]
 
 
-def _legend(figure: Figure, panels: Sequence[Panel], entries: list[Line2D], title: str) -> None:
+def _legend(figure: Figure, entries: list[Artist], title: str) -> None:
     figure.suptitle(title)
     if entries:
         figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), frameon=False)
