@@ -50,6 +50,13 @@ class Settings(cli.RepeatedSettings):
 
     network: str | None = setting("MobileNetV2", "MobileNetV2, or another, without --weights.", group="What to train")
     epochs: int = setting(200, "Epochs of each training.", "e{}", "What to train", least=1, most=10**6)
+    optimizer: str = setting(
+        "sgd",
+        "sgd alone is the published one, with a rate for each batch size; or any other, as in adam:learning_rate=1e-4; "
+        "see optimizers.py.",
+        cli.named_word,
+        "What to train",
+    )
     weights: str = setting(
         "imagenet", "Where MobileNetV2 starts: imagenet, none, or a file of Keras' without its top.", weights_word
     )
@@ -58,10 +65,8 @@ class Settings(cli.RepeatedSettings):
     )
 
     def check(self) -> None:
-        """Raise `UserError` for another optimizer, and weights that are not there."""
+        """Raise `UserError` for weights that are not there."""
         super().check()
-        if self.optimizer != Settings.optimizer:
-            raise UserError("finetune.py always trains with SGD; leave --optimizer out.")
         if self.weights not in ("imagenet", "none") and not Path(self.weights).is_file():
             raise UserError(f"There is no weights file {self.weights}; give a file, imagenet or none.")
 
@@ -112,14 +117,14 @@ class Row:
 
 
 def sgd(size: int, epochs: int) -> str:
-    """Return the optimizer for a batch size."""
+    """Return the published optimizer for a batch size: momentum 0.9, a rate that falls to 0 along a cosine."""
     rate = f"learning_rate={RATE * size / RATE_BATCH:g}"
     return f"sgd:{rate},momentum=0.9,weight_decay=0.0001,cosine={epochs}"
 
 
-def level_then_falling(rows: Sequence[Row], test: int, tuned: bool = True) -> Claim:
-    """Judge the claim, which is of weights that are `tuned`, from the trainings, whose accuracies are of so many test
-    samples."""
+def level_then_falling(rows: Sequence[Row], test: int, but: str = "") -> Claim:
+    """Judge the claim from the trainings, whose accuracies are of so many test samples; there is no verdict where they
+    are others than the claim is of, as `but` says."""
     from large_batch import claims
 
     def of(size: int) -> list[float]:
@@ -137,8 +142,8 @@ def level_then_falling(rows: Sequence[Row], test: int, tuned: bool = True) -> Cl
         verdict = claims.CONTRADICTED if fall <= 0 else open_ or claims.CONTRADICTED
         if fall > 0 and not open_ and spread < fall / 2:
             verdict = claims.HOLDS
-        if not tuned:
-            verdict, found = claims.OPEN, f"{found}, from random weights; the claim is of fine-tuning"
+        if but:
+            verdict, found = claims.OPEN, f"{found}, {but}"
     return claims.Claim(
         f"The accuracy is level up to a batch of {LEVEL} and falls at {LARGEST} (table of the reproduction).",
         f"The means up to {LEVEL} differ by less than half of the fall from them to {LARGEST}, and the fall is clear "
@@ -148,15 +153,17 @@ def level_then_falling(rows: Sequence[Row], test: int, tuned: bool = True) -> Cl
     )
 
 
-def table(rows: Sequence[Row], published: dict[int, float]) -> str:
-    """Lay out the accuracies by batch size, trials as mean ± deviation."""
+def table(rows: Sequence[Row], known: dict[int, float], published: bool) -> str:
+    """Lay out the accuracies by batch size, trials as mean ± deviation, beside those that are known, and the learning
+    rate of the published optimizer."""
     from large_batch import tables
 
     lines = [["batch", "learning rate", "train %", "validation %", "published %"]]
     for size in dict.fromkeys(row.batch_size for row in rows):
         trials = [row for row in rows if row.batch_size == size]
         cells = [tables.cell([getattr(row, f"{half}_accuracy") for row in trials]) for half in ("train", "test")]
-        lines.append([str(size), f"{RATE * size / RATE_BATCH:.2g}", *cells, str(published.get(size, "-"))])
+        rate = f"{RATE * size / RATE_BATCH:.2g}" if published else "-"
+        lines.append([str(size), rate, *cells, str(known.get(size, "-"))])
     return tables.lay_out(lines)
 
 
@@ -174,8 +181,9 @@ def main(settings: Settings) -> None:
     experiment = Experiment.begin(settings, starting(network_zoo.get, settings.weights))
     settings = experiment.settings
     evaluation = experiment.request(EvaluationRequest)
+    published = settings.optimizer == Settings.optimizer
     recipes = [
-        experiment.recipe(size, seed, optimizer=sgd(size, settings.epochs))
+        experiment.recipe(size, seed, optimizer=sgd(size, settings.epochs) if published else settings.optimizer)
         for size in settings.batch_sizes
         for seed in settings.seeds
     ]
@@ -186,15 +194,17 @@ def main(settings: Settings) -> None:
         return
     rows = [Row.of(recipe, results[item].result) for recipe, item in asked.items()]
     # Table, claim and figure
-    comparable = experiment.known_data and experiment.data.name == "cifar10"
-    published = paper.FINE_TUNED if comparable and not experiment.network.own else {}
+    comparable = published and experiment.known_data and experiment.data.name == "cifar10"
+    known = paper.FINE_TUNED if comparable and not experiment.network.own else {}
     tuned = settings.weights != "none" and settings.network == Settings.network
     begun = f"Fine-tuning from {Path(settings.weights).name}" if tuned else "Training from random weights"
     title = experiment.title(f"{begun}, {settings.epochs} epochs")
-    claim = level_then_falling(rows, len(experiment.data.x_test), tuned)
-    print(f"\n{title}\n{table(rows, published)}\n\n{claim}")
+    but = "" if published else "by another optimizer than the claim's"
+    but = but if tuned else "from random weights; the claim is of fine-tuning"
+    claim = level_then_falling(rows, len(experiment.data.x_test), but)
+    print(f"\n{title}\n{table(rows, known, published)}\n\n{claim}")
     summary = {"claim": claim, "minimizers": experiment.origins(recipes), "results": list(results.values())}
-    experiment.write("finetune", rows, summary, {"": figures.fine_tuning(rows, published, title)})
+    experiment.write("finetune", rows, summary, {"": figures.fine_tuning(rows, known, title)})
 
 
 if __name__ == "__main__":
