@@ -147,10 +147,11 @@ def recipes(experiment: Experiment, minimizer: str) -> list[Recipe]:
     """Return the recipes of a minimizer's trials; what --remedy names goes with each."""
     settings = experiment.settings
     side, _, how = minimizer.partition(" ")
-    always = named.split(settings.remedy) if settings.remedy else ()
-    method = (
-        {"remedies": (*always, how)} if how in named.REMEDIES else {"optimizer": SETTINGS.get(how, how)} if how else {}
-    )
+    always, method = named.split(settings.remedy) if settings.remedy else (), {}
+    if how in named.REMEDIES:
+        method = {"remedies": (*always, how)}
+    elif how:
+        method = {"optimizer": SETTINGS.get(how, how)}
     batch = {"SB": settings.small_batch, "LB": settings.large_batch}[side]
     return [experiment.recipe(batch, seed, **method) for seed in settings.seeds]
 

@@ -165,9 +165,8 @@ def training_curves(curves: list[Curve], title: str, switches: Sequence[int] = (
                 axes.fill_between(epochs[: len(deviation)], low, high, color=color, alpha=0.15, lw=0)
     for epoch in switches:
         axes.axvline(epoch + 0.5, color="0.7", lw=0.8, ls=":")
-    worst = min(
-        min(map(min, curve.test)) for curve in curves
-    )  # else the first epoch of LB training would squeeze the rest
+    # Else the first epoch of LB training would squeeze the rest
+    worst = min(accuracy for curve in curves for trial in curve.test for accuracy in trial)
     axes.set_ylim(bottom=worst - 0.05 * (100 - worst))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("Epoch")
