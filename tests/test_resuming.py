@@ -320,10 +320,18 @@ def test_a_stopped_command_says_how_to_continue(run_script, tmp_path):
 
 
 COMPUTING = """
-import hashlib
+import hashlib, threading, time
 from large_batch.errors import signals_raised
-with signals_raised():
+
+def say_when_it_computes():
+    clock = time.pthread_getcpuclockid(threading.main_thread().ident)
+    while time.clock_gettime(clock) < before + 0.2:  # far more than what leads to the computation takes
+        time.sleep(0.01)
     print("begun", flush=True)
+
+with signals_raised():
+    before = time.thread_time()
+    threading.Thread(target=say_when_it_computes, daemon=True).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as TensorFlow's, takes long and lets no handler run
 """
 

@@ -8,13 +8,14 @@ import pytest
 from conftest import ROOT
 
 import network_zoo
-from large_batch import store
+from large_batch import datasets, store
+from large_batch.errors import MachineError
 from large_batch.minimizers import Minimizers
 from large_batch.objective import flat_weights
 from large_batch.objectives import Objectives
 from large_batch.recipes import Recipe
 
-FOLDERS = sorted((ROOT / "minimizers").glob("F1-*"))
+FOLDERS = sorted((ROOT / "minimizers").iterdir())
 
 
 def recipe_of(folder):
@@ -31,15 +32,21 @@ def history_of(folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_a_shipped_minimizer_is_what_it_says(mnist, tmp_path, folder, caplog):
+def test_a_shipped_minimizer_is_what_it_says(tmp_path, folder, caplog):
     """Loss and accuracy over the test set are those after its last epoch, on another processor but for rounding; and
-    training begins as it did."""
-    here, recipe = Minimizers(network_zoo.get("F1"), mnist, tmp_path / "run"), recipe_of(folder)
+    F1's training begins as it did."""
+    recipe = recipe_of(folder)
+    network = network_zoo.get(recipe.network)
+    try:
+        data = datasets.load_data(recipe.dataset, ROOT / "data").reshape_to(network.input_shape)
+    except MachineError as error:
+        pytest.skip(str(error))
+    here = Minimizers(network, data, tmp_path / "run")
     here.take_shipped([recipe])
     assert caplog.text.count("100 epochs, trained on Intel(R) Xeon(R) Processor") == 1
     assert "come with the repository; --retrain trains it here" in caplog.text
     found, history = here.stored(recipe), history_of(folder)
-    tested = Objectives(here.network, mnist, recipe.definition, here.replicas).test()
+    tested = Objectives(network, data, recipe.definition, here.replicas).test()
     result = tested.evaluate(found.weights)
     assert result.loss == pytest.approx(float(history[-1]["test_loss"]), rel=1e-3)
     assert result.accuracy == pytest.approx(float(history[-1]["test_accuracy"]), abs=0.03)
@@ -47,6 +54,8 @@ def test_a_shipped_minimizer_is_what_it_says(mnist, tmp_path, folder, caplog):
     np.testing.assert_array_equal(found.start, starts)
     here.take_shipped([recipe, recipe.at_epoch(1)])
     assert caplog.text.count("come with the repository") == 1, "nothing is taken twice, or that is not there"
+    if recipe.network != "F1":
+        return  # an epoch takes minutes
     # Rounding grows within an epoch, but far less than the 2 - 10 % by which seeds differ in this loss
     first = here.train(recipe.at_epoch(1), test_history=True).history[0]
     assert first.train_loss == pytest.approx(float(history[0]["train_loss"]), rel=0.02)
