@@ -147,7 +147,8 @@ def level_then_falling(rows: Sequence[Row], test: int, but: str = "") -> Claim:
     return claims.Claim(
         f"The accuracy is level up to a batch of {LEVEL} and falls at {LARGEST} (table of the reproduction).",
         f"The means up to {LEVEL} differ by less than half of the fall from them to {LARGEST}, and the fall is clear "
-        "(over trials: Welch's t-test, one-sided, 5%; with one trial: 4 binomial standard errors of the test set).",
+        f"(over trials: Welch's t-test, {claims.LEVEL:.0%}; with one trial: {claims.FAR} binomial standard "
+        "errors of the test set).",
         found,
         verdict,
     )

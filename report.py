@@ -43,6 +43,21 @@ more, and the minimizer clearly lies on the paper's side, or the other, of the o
 remedy of plain LB). *no verdict*: that is not clear, or a number is missing. Trainings that are not at their end are
 compared as they are. Table 4 has one random subspace of each seed; the claim above has all that were measured.
 """
+SHOWN = {  # by script and the ending of the figure's name
+    "plot_parametric_plot": "Loss and accuracy on the way from SB over LB and beyond",
+    "sharpness": "Sharpness by several measures, over factors of the weights",
+    "training_curves": "Training and test accuracy by epoch, SB and LB",
+    "training_curves-sharpness": "Sharpness over the training loss, from the start to the minimizers of SB and LB",
+    "batch_size_sweep": "Test accuracy and sharpness over the batch size",
+    "warmstart": "Test accuracy and sharpness of LB over the epochs of SB before it",
+    "performance_model": "How long SB and LB take to equal test accuracies, by SB's parallel efficiency",
+    "plot_surface": "Contours of the loss around SB and LB",
+    "plot_surface-3d": "The loss around SB and LB as a surface",
+    "plot_spectrum": "Spectral densities of the Hessian at SB and LB",
+    "edge_of_stability": "The largest eigenvalue of the Hessian during training",
+    "rank_measures": "Measures of sharpness over the generalisation gap",
+    "finetune": "Accuracy over the batch size",
+}
 STYLE = """
 :root { color-scheme: light dark; --edge: #8886; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: auto; padding: 1rem; overflow-wrap: break-word; }
@@ -79,12 +94,13 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def claims(lines: Sequence[Line]) -> str:
     """Return the ledger: what has a result, by which rules it was judged, and what has none, and why."""
-    rows, rules, missing = [["claim", "network", "verdict", "ours", "published", "from"]], {}, {}
+    rows, rules, missing = [["claim", "network", "verdict", "ours", "published", "figure", "from"]], {}, {}
     for line in lines:
         claim = f"{line.claim} ({line.source})"
         if line.results:
-            links = ", ".join(f"[{result.command}](#{anchor(result)})" for result in line.results)
-            rows.append([claim, line.network, f"**{line.verdict}**", line.found, line.published, links])
+            links = ", ".join(f"[{result.command}](#{anchor(result.path)})" for result in line.results)
+            drawn = ", ".join(f"[{place}](#figure-{anchor(path)})" for place, path in enumerate(line.figures, 1))
+            rows.append([claim, line.network, f"**{line.verdict}**", line.found, line.published, drawn, links])
             rules[claim] = line.rule
         else:
             missing.setdefault(claim, []).append(line.network)
@@ -127,9 +143,9 @@ def lengths(results: Sequence[Result]) -> str:
     return f"{words}, {one} - {several} trials" if one < several else f"{words}, {one} trial" + "s" * (one > 1)
 
 
-def anchor(result: Result) -> str:
-    """Return the name of a result's heading."""
-    return re.sub(r"[^a-z0-9_ -]", "", result.path.stem.lower()).replace(" ", "-")
+def anchor(path: Path) -> str:
+    """Return the name of the heading of a result's file, or, after "figure-", of a figure's."""
+    return re.sub(r"[^a-z0-9_ -]", "", path.stem.lower()).replace(" ", "-")
 
 
 def tables(results: Sequence[Result]) -> str:
@@ -164,7 +180,8 @@ def figures(results: Sequence[Result], report: Path) -> str:
     parts = []
     for result in results:
         for path in result.figures:
-            words = f"{result.script.replace('_', ' ')} of {result.network}, {result.training}"
+            shown = SHOWN[result.script + path.stem.removeprefix(result.path.stem)]
+            words = f"{shown}, {result.network} ({result.command})"
             parts.append(f"### Figure {path.stem}\n\n![{words}]({link(path, report)})\n\n`python {result.command}`")
     return "\n\n".join(parts)
 

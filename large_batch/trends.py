@@ -1,7 +1,8 @@
-"""How one number follows another: where a curve over the batch size changes, and rank correlations over minimizers.
+"""How one number follows another: the end and the best of a training, where a curve over the batch size changes, and
+rank correlations over minimizers.
 
-Each has a confidence interval. Curves are fitted by least squares over log2(x), and a change is tested against smooth
-curves; independent errors of one variance are assumed.
+The last two have confidence intervals. Curves are fitted by least squares over log2(x), and a change is tested against
+smooth curves; independent errors of one variance are assumed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,22 @@ CONFIDENCE = 0.95
 STEPS = 16  # a doubling of x, at which changes are tried
 POWERS = np.concatenate([-np.geomspace(0.05, 3, 24), np.geomspace(0.05, 3, 24)])  # of x
 RESAMPLES = 2000  # of the bootstrap
+
+
+def _window(curve: Sequence[float]) -> int:
+    """Return the epochs over which a test accuracy is averaged, since it goes up and down: a fifth of the training."""
+    return max(1, -(-len(curve) // 5))
+
+
+def final(curve: Sequence[float]) -> float:
+    """Return the accuracy at the end of a training, the mean over its last fifth, from that after each epoch."""
+    return float(np.mean(curve[-_window(curve) :]))
+
+
+def best(curve: Sequence[float]) -> float:
+    """Return the best accuracy of a training, smoothed as its end is: the largest mean over a fifth of the epochs."""
+    window = _window(curve)
+    return float(np.max(np.convolve(curve, np.ones(window) / window, "valid")))
 
 
 @dataclass(frozen=True)

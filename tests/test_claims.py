@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from large_batch import claims
+from large_batch import claims, trends
 from large_batch.claims import CONTRADICTED, DIRECTION, HOLDS, ONE_TRIAL, OPEN, Path
 from large_batch.trends import Breakpoint, plateaus, two_segments
 
@@ -96,6 +96,14 @@ def test_power_of_the_threshold():
         assert found.count(HOLDS) >= 54
 
 
+def test_power_of_the_rule_on_the_rise_of_sharpness():
+    """A rise of 0.8 decades a doubling up to 512 and of 0.1 then, errors of 0.1 decades, three trials."""
+    rng, sizes = np.random.default_rng(3), np.repeat(SIZES, 3)
+    sweeps = broken_line(sizes, 512, 0.8, 0.1) - 80 + rng.normal(0, 0.1, (60, len(sizes)))
+    place = Breakpoint(512, 400, 700)
+    assert rates(claims.sharpness_threshold(sizes, 10**y, 1e-3, place).verdict for y in sweeps)[HOLDS] >= 0.9
+
+
 def test_the_verdict_on_a_threshold():
     def judged(accuracies, published=None):
         return claims.accuracy_threshold(SIZES, accuracies, published)
@@ -138,9 +146,9 @@ def test_the_verdict_on_the_rise_of_sharpness():
 
 def test_the_end_and_the_best_of_a_training_are_means_of_equal_length():
     curve = [50.0] * 10 + [82.0, 84.0, 83.0, 83.0] + [80.0, 80.0] + [80.0, 81.0, 80.0, 81.0]
-    assert claims.final(curve) == 80.5
-    assert claims.best(curve) == 83.0
-    assert claims.final([70.0]) == claims.best([70.0]) == 70.0
+    assert trends.final(curve) == 80.5
+    assert trends.best(curve) == 83.0
+    assert trends.final([70.0]) == trends.best([70.0]) == 70.0
 
 
 def test_early_stopping():
@@ -234,27 +242,30 @@ def test_sharpness_paths():
     assert judged.verdict == HOLDS
     at_level = np.exp(np.interp(np.log(0.02), np.log([0.01, 0.1]), np.log([5, 20])))
     assert f"at loss 0.02 LB is {400 / at_level:.3g} times as sharp as SB" in judged.found
-    for other in (small, large):
-        assert claims.sharpness_paths(large, other, 1e-3).verdict == f"{CONTRADICTED}: at equal loss LB is not sharper"
-    flat = Path(falling_loss, np.array([50, 50, 40, 30.0]))
+    reversed_ = claims.sharpness_paths(large, small, 1e-3)
+    assert reversed_.verdict == f"{CONTRADICTED}: at equal loss SB is the sharper one"
+    assert claims.sharpness_paths(large, large, 1e-3).verdict == ONE_TRIAL
+    flat = Path(falling_loss, np.array([20, 20, 16, 12.0]))
     assert claims.sharpness_paths(flat, large, 1e-3).verdict == f"{DIRECTION}: SB not half as sharp"
 
 
 def test_errors_and_power_of_the_rule_on_sharpness_paths():
-    """Eleven iterates whose sharpness errs by 30 %: equal paths, and those of Figure 6."""
+    """Eleven iterates whose sharpness errs by 30 %, of trainings that differ by 0.67 (SB) and 0.26 (LB), the deviations
+    of its logarithm over F1's five seeds: equal paths, and those of Figure 6 as far apart as in Table 3."""
     rng, loss = np.random.default_rng(0), np.geomspace(2, 1e-3, 11)
     up, level = np.geomspace(50, 400, 11), np.full(11, 50.0)
-    down = np.concatenate([level[:5], np.geomspace(50, 5, 6)])
+    down = np.concatenate([level[:5], np.geomspace(50, 1, 6)])
 
     def judged(small, large):
-        noise = np.exp(rng.normal(0, 0.3, (200, 2, 11)))
+        noise = rng.normal(0, 0.3, (200, 2, 11)) + rng.normal(0, 1, (200, 2, 1)) * [[0.67], [0.26]]
         return rates(
-            claims.sharpness_paths(Path(loss, small * a), Path(loss, large * b), 1e-3).verdict for a, b in noise
+            claims.sharpness_paths(Path(loss, small * a), Path(loss, large * b), 1e-3).verdict for a, b in np.exp(noise)
         )
 
     for path in (up, level, down):
-        assert judged(path, path)[CONTRADICTED] >= 0.905
+        assert judged(path, path)[OPEN] >= 0.99
     assert judged(down, up)[HOLDS] >= 0.9
+    assert judged(up, down)[CONTRADICTED] >= 0.9
 
 
 def test_sharpness_paths_are_judged_by_several_late_iterates():

@@ -71,12 +71,15 @@ def test_equally_long_trainings_are_compared(tmp_path):
     assert "LB 97.85" in lines["Table 2"].found and "after 100 epochs" in lines["Table 2"].found
 
 
+UNCLEAR = f"{claims.OPEN}: the difference is within the spread of the trials"
+
+
 @pytest.mark.parametrize(
     ("values", "helps", "no_help"),
     [
         ([97.9, 98.0], claims.HOLDS, claims.CONTRADICTED),
         ([97.0, 97.1], f"{claims.OPEN}: no clear gain", claims.HOLDS),
-        ([97.0, 98.6], f"{claims.OPEN}: no clear gain", f"{claims.OPEN}: a gain, but not a clear one"),
+        ([97.0, 98.6], f"{claims.OPEN}: no clear gain", UNCLEAR),
         ([96.6, 96.7], claims.CONTRADICTED, claims.HOLDS),
         ([92.0, 92.1], claims.CONTRADICTED, f"{claims.DIRECTION}: worse than plain LB"),
     ],
@@ -122,7 +125,8 @@ def test_a_training_that_is_not_at_its_end_has_no_verdict(tmp_path):
     [
         ([1], [15], claims.ONE_TRIAL),
         ([1], [25], claims.HOLDS),
-        ([0.1, 10], [2, 60], f"{claims.OPEN}: the difference is within the spread of the trials"),
+        ([0.1, 10], [2, 60], UNCLEAR),
+        ([25], [1], claims.CONTRADICTED),
         ([1, 1.2], [5, 6], f"{claims.DIRECTION}: less than 10 times"),
     ],
 )
@@ -150,7 +154,7 @@ def test_the_ledger_on_curvature_rescaling_and_the_reproductions_networks(tmp_pa
         result = {"size": 10_000, "projection": projection, "steep_share": None, "eigenvalues": [largest]}
         return {"measurement": {"rescale": factor}, "result": result}
 
-    both = {"SB": [curvature(13, 2.0), curvature(900, 9.0, 10)], "LB": [curvature(300, 3.0), curvature(9, 1.0, 10)]}
+    both = {"SB": [curvature(1, 2.0), curvature(900, 9.0, 10)], "LB": [curvature(40, 3.0), curvature(9, 1.0, 10)]}
     planted(tmp_path, "a", "sharpness.py -n F1 --curvature", results=both)
     content = json.loads((tmp_path / "a.json").read_text())
     content["settings"] |= {"curvature": True}
@@ -192,14 +196,21 @@ def test_a_curve_may_have_points_that_are_not_finite(tmp_path):
 
 def test_the_ledger_on_parametric_plots(tmp_path):
     flat, steep, steeper = ({-1 / 8: at[0], 0: 0, 1 / 8: at[0], 7 / 8: at[1], 1: 0, 9 / 8: at[1]} for at in FALLS)
-    curve(tmp_path, "F1", steep)
-    assert judged(tmp_path)["Figure 3", ""] == f"{claims.DIRECTION}: less than twice"
-    curve(tmp_path, "F1", steeper)
-    curve(tmp_path, "F1-s1", steeper, seed=1)
+    for losses, seeds, verdict in (
+        (steep, [0, 1], f"{claims.DIRECTION}: less than twice"),
+        (steep, [0], claims.ONE_TRIAL),
+        (steeper, [0], claims.ONE_TRIAL),
+        (steeper, [0, 1], claims.HOLDS),
+    ):
+        for seed in (0, 1):
+            (tmp_path / f"F1-s{seed}.json").unlink(missing_ok=True)
+        for seed in seeds:
+            curve(tmp_path, f"F1-s{seed}", losses, seed=seed)
+        assert judged(tmp_path)["Figure 3", ""] == verdict
     curve(tmp_path, "F1-from0-to1", {0: 0, 0.5: 1, 1: 0})
     curve(tmp_path, "F1-other", flat, small_batch_weights="a.weights.h5")
     (line,) = [line for line in ledger.ledger(read(tmp_path, tmp_path), ["F1"]) if line.source == "Figure 3"]
-    assert (line.verdict, [one.path.stem for one in line.results]) == (claims.HOLDS, ["F1", "F1-s1"]), (
+    assert (line.verdict, [one.path.stem for one in line.results]) == (claims.HOLDS, ["F1-s0", "F1-s1"]), (
         "what is of other weights, or parts, is not"
     )
     assert line.found == "the loss rises by 1 around SB and by 3 around LB, after 100 epochs, seed 0, 1"
@@ -213,9 +224,9 @@ FALLS = (1, 0.5), (1, 1.9), (1, 3)  # rises around SB and LB
 @pytest.mark.parametrize(
     ("ratios", "verdict"),
     [
-        ((0.1, 0.2), claims.HOLDS),
-        ((0.3, 0.4), verdicts.NOT_MET),
-        ((0.1, 0.3), f"{claims.OPEN}: not in all trials"),
+        ((0.1, 0.11), claims.HOLDS),
+        ((0.4, 0.41), verdicts.NOT_MET),
+        ((0.1, 0.2), UNCLEAR),
         ((0.1,), claims.ONE_TRIAL),
         ((0.4,), claims.ONE_TRIAL),
         ((0.04,), claims.HOLDS),
