@@ -31,6 +31,7 @@ USUAL = {  # settings under which numbers stand beside the paper's; scripts with
     "large_batch_weights": None,
 }
 ACCURACIES = "train_accuracy", "test_accuracy"  # without a value where the training diverged
+SOLVERS = "lbfgsb", "vertex"  # of sharpness
 UNTIL_CONVERGED = " at most, until converged"
 
 
@@ -140,13 +141,7 @@ def trials(
         quantity: As in the .csv files.
         where: `space` and `epsilon` of a sharpness, or `epochs`.
     """
-    usual = [one for one in results if one.network == network and one.usual]
-    if quantity == "sharpness":
-        where = {"solver": "lbfgsb", **where}
-        usual = [one for one in usual if one.setting("sharpness_samples", 10**9) >= paper.SAMPLES.get(network, 0)]
-    asked = {"quantity": quantity, "warm_start_epochs": "", "rescale": "", **where}
-    asked = {name: f"{value}" for name, value in asked.items()}
-    found = [_by_length(usual, asked | {"minimizer": one}) for one in minimizers]
+    found = [_by_length(*_asked(results, network, one, quantity, where)) for one in minimizers]
     shared = set.intersection(*map(set, found))
     if not shared:
         return []
@@ -156,6 +151,34 @@ def trials(
         Trials([float(np.mean(values)) for values, _ in seeds], *length, [result for _, result in seeds])
         for seeds in of_each
     ]
+
+
+def largest_sharpness(results: Sequence[Result], network: str, minimizer: str, **where: Any) -> paper.Spread | None:
+    """Return the largest sharpness that any solver found, over the seeds where all were tried; None where none was.
+
+    Each solver finds a lower bound of the maximum. `where` is the `space`, the `epsilon`, and `epochs`.
+    """
+    found = [_by_length(*_asked(results, network, minimizer, "sharpness", where | {"solver": one})) for one in SOLVERS]
+    lengths = set.intersection(*map(set, found))
+    if not lengths:
+        return None
+    of_each = [of[max(lengths)] for of in found]
+    seeds = set.intersection(*map(set, of_each))
+    pairs = [zip(*(of[seed][0] for of in of_each), strict=False) for seed in sorted(seeds)]  # subspace by subspace
+    values = [float(np.mean([max(pair) for pair in of_seed])) for of_seed in pairs]
+    return paper.Spread.of(values) if values else None
+
+
+def _asked(
+    results: Sequence[Result], network: str, minimizer: str, quantity: str, where: dict[str, Any]
+) -> tuple[list[Result], dict[str, str]]:
+    """Return the results that count, and what the cells of their rows have, for a quantity of a minimizer."""
+    usual = [one for one in results if one.network == network and one.usual]
+    if quantity == "sharpness":
+        where = {"solver": "lbfgsb", **where}
+        usual = [one for one in usual if one.setting("sharpness_samples", 10**9) >= paper.SAMPLES.get(network, 0)]
+    asked = {"quantity": quantity, "warm_start_epochs": "", "rescale": "", "minimizer": minimizer, **where}
+    return usual, {name: f"{value}" for name, value in asked.items()}
 
 
 def _by_length(results: Sequence[Result], asked: dict[str, str]) -> dict[tuple, dict[int, tuple[list[float], Result]]]:

@@ -11,6 +11,7 @@ from large_batch import files, store
 from large_batch.backend import keras
 from large_batch.distribution import Replicas
 from large_batch.models import write_weights
+from large_batch.progress import duration
 from large_batch.recipes import Recipe
 from large_batch.store import MINIMIZER, START, Folder
 
@@ -35,10 +36,12 @@ def take(recipe: Recipe, ours: Folder, build: Callable[[Recipe], keras.Model], r
             ours.seal(*MINIMIZER)
             origin = ours.provenance()
             store.log.warning(
-                "%s: %d epochs, trained on %s in %.0f min, come with the repository; --retrain trains it here.",
-                recipe.name,
+                "%s in batches of %d: %d epochs, trained on %s in %s, come with the repository; "
+                "--retrain trains it here.",
+                recipe.network,
+                recipe.batch_size,
                 recipe.epochs,
-                origin.processor or origin.machine,
-                origin.wall_seconds / 60,
+                (origin.processor or origin.machine).partition(" avx")[0],
+                duration(origin.wall_seconds),
             )
         replicas.barrier()

@@ -11,7 +11,7 @@ import report
 from large_batch import claims, ledger, verdicts
 from large_batch.errors import UserError
 from large_batch.networks import NAMES
-from large_batch.results import Result, read, trials
+from large_batch.results import Result, largest_sharpness, read, trials
 
 ROOT = Path(__file__).parent.parent
 PROVENANCE = json.loads((ROOT / "results" / "F1.json").read_text())["provenance"]
@@ -133,6 +133,25 @@ def test_a_training_that_is_not_at_its_end_has_no_verdict(tmp_path):
 def test_the_ledger_on_sharpness(tmp_path, small, large, verdict):
     planted(tmp_path, "a", "sharpness.py -n F1", sharpness("SB", 0.001, small) + sharpness("LB", 0.001, large))
     assert judged(tmp_path)["Table 3", "epsilon 0.001:"] == verdict
+
+
+def test_the_largest_sharpness_that_any_solver_found(tmp_path):
+    """Over the seeds where both were tried, at equally long trainings."""
+    header = "minimizer,epochs,warm_start_epochs,seed,quantity,space,epsilon,solver,trial,rescale,value"
+    for seed, values in enumerate([(1.0, 3.0), (4.0, 2.0), (9.0, None)]):
+        planted(tmp_path, f"s{seed}", f"sharpness.py -n F1 --seed {seed}")
+        rows = [
+            f"LB,100,,{seed},sharpness,full,0.001,{solver},,,{value}"
+            for solver, value in zip(("lbfgsb", "vertex"), values, strict=True)
+            if value
+        ]
+        (tmp_path / f"s{seed}.csv").write_text("\n".join([header, *rows]))
+    found = read(tmp_path, tmp_path)
+    largest = largest_sharpness(found, "F1", "LB", space="full", epsilon=0.001, epochs=100)
+    assert (largest.mean, round(largest.deviation, 3)) == (3.5, 0.707)
+    for other in ({"epochs": 50}, {"epsilon": 5e-4}, {"space": "random"}):
+        where = {"space": "full", "epsilon": 0.001, "epochs": 100} | other
+        assert largest_sharpness(found, "F1", "LB", **where) is None
 
 
 def test_a_seed_counts_with_all_its_subspaces(tmp_path):
@@ -345,6 +364,7 @@ def test_the_committed_report_is_that_of_the_committed_results(committed):
     prose = re.sub("```.*?```", "", readme.replace(report.in_short(lines), ""), flags=re.DOTALL)
     assert re.findall(r"\d\.\d+ %|\d times", prose) == [], "results are in what report.py makes only"
     html = report.page((committed / "REPORT.md").read_text(), committed / "REPORT.md", committed / "Figures")
+    assert html == (committed / "Figures" / "report.html").read_text()
     sources = re.findall(r'<img[^>]*alt="([^"]+)"[^>]*src="([^"]+)"', html)
     assert sources
     assert all(source.startswith("data:image/png;base64,") for _, source in sources), "the page needs no other file"

@@ -43,7 +43,8 @@ def test_a_shipped_minimizer_is_what_it_says(tmp_path, folder, caplog):
         pytest.skip(str(error))
     here = Minimizers(network, data, tmp_path / "run")
     here.take_shipped([recipe])
-    assert caplog.text.count("100 epochs, trained on Intel(R) Xeon(R) Processor") == 1
+    said = f"{recipe.network} in batches of {recipe.batch_size}: 100 epochs, trained on Intel(R) Xeon(R) Processor in "
+    assert caplog.text.count(said) == 1
     assert "come with the repository; --retrain trains it here" in caplog.text
     found, history = here.stored(recipe), history_of(folder)
     tested = Objectives(network, data, recipe.definition, here.replicas).test()
