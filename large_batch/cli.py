@@ -203,7 +203,8 @@ class TrialSettings(RepeatedSettings):
 
     sharpness_samples: int | None = setting(
         None,
-        "Training samples over which sharpness is measured, the first; default: all. Compare equal numbers only.",
+        "Training samples over which sharpness is measured, the first; default: all. Over fewer "
+        "it is larger, as their loss has a gradient where that of all has none; compare equal numbers only.",
         "n{}",
         least=1,
     )
