@@ -40,6 +40,7 @@ COMMANDS = (
     # F1: Table 4 while training goes on, and the largest sharpness that any solver finds
     *(f"sharpness.py -n F1 --space random --epochs {epochs}" for epochs in (7, 20, 50)),
     "sharpness.py -n F1 --space full --solver lbfgsb,vertex",
+    *(f"sharpness.py -n F1 --space full --solver lbfgsb,vertex --seed {seed}" for seed in range(1, 5)),
     # F1: the landscape
     "plot_surface.py -n F1",
     "plot_surface.py -n F1 --directions pca --points 21",

@@ -109,9 +109,10 @@ def claims(lines: Sequence[Line]) -> str:
             missing.setdefault(claim, []).append(line.network)
     reasons = [f"{network}: {why}" for network, why in WHY_NOT.items()]
     not_run = (
-        f"{'; '.join(reasons)}. For the others, what is judged was not run yet with this version; what older ones "
+        f"{'; '.join(reasons)}. Of the others the trainings take hours to days of two cores, and what is judged was "
+        "not run yet with this version; `python campaign.py --list` says what comes next, and "
+        "[older results](results/README.md#batch-sizes) tell of Figures 4 and 5."
     )
-    not_run += "found is in [results](results/README.md#batch-sizes)."
     unknown = [["claim", "networks"], *([claim, ", ".join(networks)] for claim, networks in missing.items())]
     judged = table([["claim", "it holds where"], *map(list, rules.items())])
     return "\n\n".join([VERDICTS.strip(), table(rows), "### Rules", judged, "### Not run", not_run, table(unknown)])
