@@ -29,7 +29,7 @@ from large_batch.cli import setting
 from large_batch.errors import MachineError, UserError
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
-    from large_batch.claims import Claim
+    from large_batch.evidence import Claim
     from large_batch.measurements import Evaluated
     from large_batch.networks import Network
     from large_batch.recipes import Recipe
@@ -125,29 +125,29 @@ def sgd(size: int, epochs: int) -> str:
 def level_then_falling(rows: Sequence[Row], test: int, but: str = "") -> Claim:
     """Judge the claim from the trainings, whose accuracies are of so many test samples; there is no verdict where they
     are others than the claim is of, as `but` says."""
-    from large_batch import claims
+    from large_batch import evidence
 
     def of(size: int) -> list[float]:
         return [row.test_accuracy for row in rows if row.batch_size == size]
 
     level = {size: of(size) for size in {row.batch_size for row in rows} if size <= LEVEL}
-    verdict, found = claims.OPEN, "two sizes up to 256, and 1024, are needed"
+    verdict, found = evidence.OPEN, "two sizes up to 256, and 1024, are needed"
     if len(level) > 1 and of(LARGEST):
         means = [float(np.mean(values)) for values in level.values()]
         together, large = [value for values in level.values() for value in values], of(LARGEST)
         spread, fall = max(means) - min(means), float(np.mean(together) - np.mean(large))
         found = f"up to {LEVEL} {min(means):.2f} to {max(means):.2f} %, at {LARGEST} {fall:.2f} points less"
         mean = float(np.mean(together))
-        open_ = claims.unclear(together, large, (mean * (100 - mean) / test) ** 0.5)
-        verdict = claims.CONTRADICTED if fall <= 0 else open_ or claims.CONTRADICTED
-        if fall > 0 and not open_ and spread < fall / 2:
-            verdict = claims.HOLDS
+        errors = (mean * (100 - mean) / test) ** 0.5
+        verdict = evidence.clear_side([(1, together), (-1, large)], errors)
+        if verdict == evidence.HOLDS and spread >= fall / 2:
+            verdict = evidence.CONTRADICTED
         if but:
-            verdict, found = claims.OPEN, f"{found}, {but}"
-    return claims.Claim(
+            verdict, found = evidence.OPEN, f"{found}, {but}"
+    return evidence.Claim(
         f"The accuracy is level up to a batch of {LEVEL} and falls at {LARGEST} (table of the reproduction).",
         f"The means up to {LEVEL} differ by less than half of the fall from them to {LARGEST}, and the fall is clear "
-        f"(over trials: Welch's t-test, {claims.LEVEL:.0%}; with one trial: {claims.FAR} binomial standard "
+        f"(over trials: Welch's t-test, {evidence.LEVEL:.0%}; with one trial: {evidence.FAR} binomial standard "
         "errors of the test set).",
         found,
         verdict,

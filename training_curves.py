@@ -23,7 +23,7 @@ from large_batch import cli, paper
 from large_batch.cli import setting
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
-    from large_batch.claims import Claim
+    from large_batch.evidence import Claim
     from large_batch.experiment import Experiment
     from large_batch.figures import Curve
     from large_batch.measurements import Solution
@@ -69,7 +69,9 @@ def judge(
     for epsilon in paper.EPSILONS:
         losses = [np.array([solution.train_loss for solution in group]) for group in paths]
         sharpness = [sharpness_array(group, epsilon) for group in paths]
-        judged.append(claims.sharpness_paths(*map(claims.Path, losses, sharpness), epsilon))
+        judged.append(
+            claims.sharpness_paths(*map(claims.Path, losses, sharpness), epsilon, experiment.sharpness_spread)
+        )
     return judged
 
 

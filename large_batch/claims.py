@@ -11,72 +11,20 @@ import numpy as np
 from scipy import stats
 
 from large_batch import paper, trends
-from large_batch.trends import Breakpoint
-
-HOLDS, DIRECTION, CONTRADICTED, OPEN = "holds", "in direction", "contradicted", "no verdict"
-LEVEL = 0.05  # of the tests over trials: one-sided where only one direction gives a verdict, else two-sided
-FAR = 4  # with one trial, standard errors that a difference must exceed
-FAR_SHARPER = 18  # the same of LB's sharpness per SB's, whose logarithm deviates by 0.72 over F1's five seeds (Table 3)
-ONE_TRIAL = f"{OPEN}: one trial"
-CLEAR = (
-    f"the difference is clear (over trials: Welch's t-test, {LEVEL:.0%}; with one trial: {FAR} standard "
-    "errors of the seeds' spread in Table 2)"
+from large_batch.evidence import (
+    CLEAR,
+    CONTRADICTED,
+    DIRECTION,
+    FAR,
+    HOLDS,
+    LEVEL,
+    OPEN,
+    Claim,
+    beyond,
+    clear_side,
+    unclear,
 )
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper, the rule that decides it, what was found, and the verdict with its reason if need be."""
-
-    claim: str
-    rule: str
-    found: str
-    verdict: str
-
-    def __str__(self) -> str:
-        return f"Claim:   {self.claim}\nRule:    {self.rule}\nFound:   {self.found}\nVerdict: {self.verdict}"
-
-
-def unclear(high: Sequence[float], low: Sequence[float], spread: float | None) -> str:
-    """Return why it is open whether the trials of `high` lie above those of `low`; empty if they clearly do.
-
-    `spread` is the deviation over seeds that is known from other runs, for the comparison of single trials.
-    """
-    return _unclear([(1, high), (-1, low)], spread, LEVEL)
-
-
-def clear_side(parts: Sequence[tuple[float, Sequence[float]]], spread: float | None) -> str:
-    """Return the verdict on a weighted sum of means over trials that is to be above 0: it holds, is contradicted where
-    the sum is clearly below 0, or is open. `parts` has the weight and the trials of each mean, `spread` is as above."""
-    if not _unclear([(-weight, trials) for weight, trials in parts], spread, LEVEL / 2):
-        return CONTRADICTED
-    return _unclear(parts, spread, LEVEL / 2) or HOLDS
-
-
-def beyond(ratios: Sequence[float], far: float) -> str:
-    """Return the verdict on ratios, one of each trial, that are to be above 1: by their logarithms.
-
-    A single one must be above `far`, or below 1 / `far`.
-    """
-    return clear_side([(1, np.log(ratios))], np.log(far) / FAR)
-
-
-def _unclear(parts: Sequence[tuple[float, Sequence[float]]], spread: float | None, level: float) -> str:
-    """Return why it is open whether a weighted sum of means over trials is above 0; empty if it clearly is.
-
-    The one-sided test is Welch's, for any weights (Satterthwaite, 1946).
-    """
-    total = float(sum(weight * np.mean(trials) for weight, trials in parts))
-    counts = np.array([len(trials) for _, trials in parts])
-    if counts.min() > 1:
-        if all(np.ptp(trials) == 0 for _, trials in parts):
-            return "" if total > 0 else f"{OPEN}: there is no difference"
-        variances = np.array([weight**2 * np.var(trials, ddof=1) for weight, trials in parts]) / counts
-        freedom = variances.sum() ** 2 / np.sum(variances**2 / (counts - 1))
-        p_value = stats.t.sf(total / np.sqrt(variances.sum()), freedom)
-        return "" if p_value < level else f"{OPEN}: the difference is within the spread of the trials"
-    errors = np.sqrt(sum(weight**2 / count for (weight, _), count in zip(parts, counts, strict=True)))
-    return "" if spread is not None and total > FAR * spread * errors else ONE_TRIAL
+from large_batch.trends import Breakpoint
 
 
 def early_stopping(small: list[list[float]], large: list[list[float]], spread: float | None = None) -> Claim:
@@ -157,47 +105,52 @@ def _geometric_mean(values: np.ndarray) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def sharpness_paths(small: Path, large: Path, epsilon: float) -> Claim:
-    """Judge section 3 with Figure 6, from one training each; the first iterate of both is the starting point."""
-    text = (
-        "As the loss falls, LB iterates become sharper, while SB iterates stay as they are and then become flatter "
-        "(section 3, Figure 6)."
-    )
-    rule = (
-        "In the last third of the iterates (geometric mean) LB is more than twice as sharp as the starting point, SB "
-        "less than half as sharp as at its own sharpest iterate, and at the lowest loss that both reach LB is, of one "
-        f"training each, {FAR_SHARPER} times as sharp as SB."
-    )
+def sharpness_paths(small: Path, large: Path, epsilon: float, spread: float | None) -> Claim:
+    """Judge section 3 with Figure 6, from one training each; the first iterate of both is the starting point.
+
+    `spread` is the deviation over seeds of the logarithm of LB's sharpness per SB's that is known from other runs.
+    """
     left_out = int(np.isnan(small.sharpness).sum() + np.isnan(large.sharpness).sum())
     note = f"; {left_out} iterates are left out, whose sharpness is not resolved" if left_out else ""
     start_known = not np.isnan(large.sharpness[0])
     small, large = small.resolved(), large.resolved()
-    if not start_known or min(len(small.loss), len(large.loss)) < 3:
-        return Claim(
-            text,
-            rule,
-            f"at epsilon {epsilon:g}: too few iterates{note}",
-            f"{OPEN}: a start and two more iterates are needed",
-        )
+    if start_known and min(len(small.loss), len(large.loss)) >= 3:
+        found, verdict = _compared(small, large, spread)
+    else:
+        found, verdict = "too few iterates", f"{OPEN}: a start and two more iterates are needed"
+    return Claim(
+        "As the loss falls, LB iterates become sharper, while SB iterates stay as they are and then become flatter "
+        "(section 3, Figure 6).",
+        "In the last third of the iterates (geometric mean) LB is more than twice as sharp as the starting point, SB "
+        "less than half as sharp as at its own sharpest iterate, and at the lowest loss that both reach LB is more "
+        f"than twice as sharp as SB, and, as one training says little, by {FAR} deviations of the seeds in Table 3.",
+        f"at epsilon {epsilon:g}: {found}{note}",
+        verdict,
+    )
+
+
+def _compared(small: Path, large: Path, spread: float | None) -> tuple[str, str]:
+    """Return what two paths show, in words, and the verdict."""
     level = max(small.loss[1:].min(), large.loss[1:].min())
-    at_small, at_large = small.sharpness_at(level), large.sharpness_at(level)
     rise = large.late_sharpness / large.sharpness[0]
     fall = small.late_sharpness / small.sharpness.max()
-    missing = [
-        words
-        for words, true in {"LB does not become twice as sharp": rise > 2, "SB not half as sharp": fall < 1 / 2}.items()
-        if not true
-    ]
-    verdict = beyond([at_large / at_small], FAR_SHARPER)
+    ratio = large.sharpness_at(level) / small.sharpness_at(level)
+    parts = {
+        "LB does not become twice as sharp": rise > 2,
+        "SB not half as sharp": fall < 1 / 2,
+        "at equal loss LB is not twice as sharp": ratio > 2,
+    }
+    missing = [words for words, true in parts.items() if not true]
+    verdict = clear_side([(1, [np.log(ratio)])], spread)
     if verdict == HOLDS and missing:
         verdict = f"{DIRECTION}: {', '.join(missing)}"
     elif verdict == CONTRADICTED:
         verdict += ": at equal loss SB is the sharper one"
-    found = (
-        f"at epsilon {epsilon:g}: late LB has {rise:.3g} times the sharpness of the start, late SB {fall:.3g} of its "
-        f"largest; at loss {level:.3g} LB is {at_large / at_small:.3g} times as sharp as SB, of one training each{note}"
+    return (
+        f"late LB has {rise:.3g} times the sharpness of the start, late SB {fall:.3g} of its largest; at loss "
+        f"{level:.3g} LB is {ratio:.3g} times as sharp as SB, of one training each",
+        verdict,
     )
-    return Claim(text, rule, found, verdict)
 
 
 NOT_BETTER = f"{OPEN}: it does not fit significantly better than a smooth curve"
@@ -291,30 +244,13 @@ def warm_starts(
         spread: deviation of the test accuracy over seeds that is known from other runs, for single trials.
     """
     early, late = epochs <= epochs.max() / 10, epochs > 2 * epochs.max() / 3
-    gap = float(np.mean(small) - np.mean(large))
-    gain_early, gain_late = (
-        float(np.mean(accuracies[group]) - np.mean(large)) if group.any() else np.nan for group in (early, late)
-    )
     falls = {}
     for epsilon, values in sharpness.items():
         known = ~np.isnan(values)
         if (known & early).any() and (known & late).any():
             falls[epsilon] = _geometric_mean(values[known & late]) / _geometric_mean(values[known & early])
-    # The claim is that late starts help where early ones do not; the sharpness goes with it
-    if verdict := unclear(small, large, spread):
-        pass
-    elif not early.any():
-        verdict = f"{OPEN}: there is no warm start in the first tenth of the SB epochs"
-    elif gain_late <= gap / 2:
-        verdict = f"{CONTRADICTED}: late ones do not help"
-    elif open_still := unclear(accuracies[late], accuracies[early], spread):
-        verdict = f"{CONTRADICTED}: early ones help as well" if gain_early > gap / 2 else open_still
-    elif gain_early > gap / 2:
-        verdict = f"{DIRECTION}: late ones help more, but early ones help, too"
-    elif not falls:
-        verdict = f"{DIRECTION}: nothing is known of the sharpness"
-    else:
-        verdict = HOLDS if max(falls.values()) < 1 else f"{DIRECTION}: late ones are not flatter"
+    if not (verdict := unclear(small, large, spread)):
+        verdict = _warm(accuracies[early], accuracies[late], small, large, list(falls.values()), spread)
     found = f"SB alone {_percent(small)}, LB alone {_percent(large)}"
     if early.any():
         found += f", early warm starts {_percent(accuracies[early])}"
@@ -326,11 +262,46 @@ def warm_starts(
         "Warm-started after a few epochs, LB does not generalise better; warm-started late, it does, and its "
         "minimizers are flatter (section 3, Figure 5).",
         "Warm starts in the last third of the SB epochs gain more than half of the gap between LB alone and SB alone, "
-        "those in the first tenth less, and the late ones are flatter (geometric mean, at each epsilon). Both for the "
-        f"gap and between late and early ones {CLEAR}.",
+        "those in the first tenth less, and the late ones are flatter (geometric mean, at each epsilon). For the gap, "
+        f"and between early and late ones and half of it, {CLEAR}.",
         found,
         verdict,
     )
+
+
+def above_half(trials: Sequence[float], small: Sequence[float], large: Sequence[float], spread: float | None) -> str:
+    """Return the verdict on LB of some kind, that it closes more than half of the gap between LB alone and SB alone."""
+    return clear_side([(1, trials), (-0.5, small), (-0.5, large)], spread)
+
+
+def _warm(
+    early: Sequence[float],
+    late: Sequence[float],
+    small: Sequence[float],
+    large: Sequence[float],
+    falls: list[float],
+    spread: float | None,
+) -> str:
+    """Return the verdict on the accuracies of early and of late warm starts: late ones help where early ones do not.
+
+    The sharpness goes with it: `falls` has how many times as sharp late ones are, at each epsilon.
+    """
+    if not len(early):
+        return f"{OPEN}: there is no warm start in the first tenth of the SB epochs"
+    by_early, by_late = (above_half(trials, small, large, spread) for trials in (early, late))
+    if by_late != HOLDS:
+        return f"{CONTRADICTED}: late ones do not help" if by_late == CONTRADICTED else by_late
+    if by_early == HOLDS:
+        more = not unclear(late, early, spread)
+        return f"{DIRECTION}: late ones help more, but early ones help, too" if more else EARLY_HELP
+    if by_early != CONTRADICTED:
+        return by_early
+    if not falls:
+        return f"{DIRECTION}: nothing is known of the sharpness"
+    return HOLDS if max(falls) < 1 else f"{DIRECTION}: late ones are not flatter"
+
+
+EARLY_HELP = f"{CONTRADICTED}: early ones help as well"
 
 
 def switching(
@@ -343,8 +314,7 @@ def switching(
     """
     ends = {regime: [trends.final(curve) for curve in trials] for regime, trials in curves.items()}
     gap, gain = (float(np.mean(ends[regime]) - np.mean(ends["LB"])) for regime in ("SB", "growing"))
-    if not (verdict := unclear(ends["SB"], ends["LB"], spread)):
-        verdict = CONTRADICTED if gain <= gap / 2 else unclear(ends["growing"], ends["LB"], spread) or HOLDS
+    verdict = unclear(ends["SB"], ends["LB"], spread) or above_half(ends["growing"], ends["SB"], ends["LB"], spread)
     found = ", ".join(f"{regime} {_percent(values)}" for regime, values in ends.items())
     if gap > 0:
         found += f": the growing batch closes {100 * gain / gap:.0f} % of the gap"
@@ -354,7 +324,7 @@ def switching(
     return Claim(
         "Starting with small batches and letting them grow may remedy the generalisation gap (section 4).",
         "At equal epochs a batch that grows closes more than half of the gap between LB alone and SB alone (means of "
-        f"the last fifth of the epochs). Both for the gap and between growing and LB alone {CLEAR}.",
+        f"the last fifth of the epochs). For the gap, and between growing and half of it, {CLEAR}.",
         found,
         verdict,
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from large_batch import datasets, distribution, figures, files, optimizers, paper, remedies, store
-from large_batch.claims import Claim
 from large_batch.cli import RepeatedSettings, Settings
 from large_batch.datasets import DataSet
 from large_batch.errors import UserError
+from large_batch.evidence import Claim
 from large_batch.measurements import EvaluationRequest, Measured, SharpnessRequest, Solution, Value
 from large_batch.minimizers import Minimizers
 from large_batch.named import split
@@ -114,6 +114,12 @@ class Experiment:
     def seed_spread(self) -> float | None:
         """Deviation of the test accuracy over seeds that the paper found, in points; None for what it did not train."""
         return paper.seed_spread(self.network.name) if self.as_published else None
+
+    @property
+    def sharpness_spread(self) -> float | None:
+        """Deviation of the logarithm of LB's sharpness per SB's over seeds in the paper; None for what it did not
+        train."""
+        return paper.sharpness_spread(self.network.name) if self.as_published else None
 
     @property
     def batches_as_published(self) -> bool:

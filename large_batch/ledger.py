@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from large_batch import claims, paper, verdicts
+from large_batch import evidence, paper, verdicts
 from large_batch.results import Result
 from large_batch.verdicts import FAR_CURVATURE, FAR_RATIO, FAR_RISE, NOT_AT_END, ORDER, Entry, Line, published
 
@@ -40,27 +40,29 @@ AT_END = (
     f"There is no verdict where LB's accuracy on the training set is more than {NOT_AT_END} points below the paper's."
 )
 STEEPER = (
-    "From LB's end of the path the training loss rises more than twice as much as from SB's, in all trials, of one "
-    f"{FAR_RISE} times as much: the mean over both sides, an eighth of the way between them. {AT_END}"
+    "From LB's end of the path the training loss rises more than twice as much as from SB's (the mean over both sides, "
+    "an eighth of the way between them; of trials the geometric mean), and clearly more (t-test of the logarithm, "
+    f"{evidence.LEVEL:.0%}; of one trial {FAR_RISE} times as much). {AT_END}"
 )
 SHARPER = (
     f"LB is at least {ORDER} times as sharp as SB (geometric means over the seeds), or, in direction, sharper, and "
-    f"clearly so (Welch's t-test of the logarithms, {claims.LEVEL:.0%}); of one trial, {claims.FAR_SHARPER} times. "
-    f"{AT_END}"
+    f"clearly so (Welch's t-test of the logarithms, {evidence.LEVEL:.0%}; with one trial: {evidence.FAR} deviations of "
+    f"the seeds in Table 3). {AT_END}"
 )
 GAIN = (
-    f"LB's test accuracy with the method is above plain LB's, that below SB's, and each time {claims.CLEAR}. {AT_END}"
+    f"LB's test accuracy with the method is above plain LB's, that below SB's, and each time {evidence.CLEAR}. {AT_END}"
 )
 NO_GAIN = (
-    "The method closes less than half of the gap in test accuracy between plain LB and SB; more contradicts. Both for "
-    f"the gap and between the method and half of it {claims.CLEAR}. {AT_END}"
+    "LB's test accuracy with the method is below the middle between plain LB's and SB's; above it contradicts; below "
+    "plain LB's by more than the gap is in direction only. For the gap, and between the method and the middle, "
+    f"{evidence.CLEAR}. {AT_END}"
 )
 CLAIMS = (
     Entry(
         "Small batches generalise better.",
         "Table 2",
         verdicts.gap,
-        f"SB's test accuracy is above LB's, and {claims.CLEAR}. {AT_END}",
+        f"SB's test accuracy is above LB's, and {evidence.CLEAR}. {AT_END}",
         published(("SB", "LB"), "test_accuracy"),
     ),
     Entry(
@@ -172,7 +174,7 @@ CLAIMS = (
         "Section 2.2.2",
         verdicts.steep_in_few,
         "tr(H)^2 / tr(H^2) of the Hessian H, and the random vertices of the box where the loss rises by a tenth of "
-        f"Metric 2.1, are both below {paper.STEEP_SHARE:g} % of all, of one trial {FAR_CURVATURE} times below it.",
+        f"Metric 2.1, are both {FAR_CURVATURE} times below {paper.STEEP_SHARE:g} % of all (one training).",
         lambda network: f"about {paper.STEEP_SHARE:g} % of the dimensions",
     ),
     Entry(
@@ -180,15 +182,15 @@ CLAIMS = (
         "Appendix C",
         verdicts.pays,
         "LB's iterations per SB's are below (B_S / B_L) / 0.2, and clearly so (t-test of the logarithm, "
-        f"{claims.LEVEL:.0%}; of one trial, by a factor of {FAR_RATIO}).",
+        f"{evidence.LEVEL:.0%}; of one trial, by a factor of {FAR_RATIO}).",
         lambda network: "if it needs less than 0.5 times as many iterations, at B_S / B_L = 0.1",
     ),
     Entry(
         "LB has many large eigenvalues, SB few.",
         "Section 2.1",
         verdicts.large_eigenvalues,
-        f"tr(H)^2 / tr(H^2) of the Hessian H is, of one trial, {FAR_CURVATURE} times SB's, and LB's largest eigenvalue "
-        "is above SB's.",
+        f"LB's tr(H)^2 / tr(H^2) of the Hessian H is {FAR_CURVATURE} times SB's (one training each), and its largest "
+        "eigenvalue is above SB's.",
         lambda network: "LB many large ones, SB many small ones",
     ),
     Entry(

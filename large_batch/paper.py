@@ -4,6 +4,7 @@ Generalization Gap and Sharp Minima", ICLR 2017, and the curves of the figures i
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,14 @@ TABLE_4 = {  # random subspaces of dimension 100, by network and epsilon
     ("C4", 1e-3): Sharpness(Spread(6.05, 1.13), Spread(72.99, 10.96)),
     ("C4", 5e-4): Sharpness(Spread(1.89, 0.33), Spread(19.85, 4.12)),
 }
+
+
+def sharpness_spread(network: str) -> float | None:
+    """Return the deviation over 5 seeds of the logarithm of LB's sharpness per SB's (Table 3, to first order), the
+    larger one of both epsilons; None for others."""
+    rows = [TABLE_3[network, epsilon] for epsilon in EPSILONS if (network, epsilon) in TABLE_3]
+    spreads = [math.hypot(*(one.deviation / one.mean for one in (row.small, row.large))) for row in rows]
+    return max(spreads, default=None)
 
 
 @dataclass(frozen=True)

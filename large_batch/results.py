@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from large_batch import claims, paper
+from large_batch import evidence, paper
 from large_batch.errors import UserError
 
 USUAL = {  # settings under which numbers stand beside the paper's; scripts without one have it so
@@ -77,10 +77,10 @@ class Result:
         usual |= {"large_batch": paper.LARGE_BATCH[self.network]} if self.network in paper.LARGE_BATCH else {}
         return all((self.setting(name, value) or value) == value for name, value in usual.items())
 
-    def claims(self, words: str) -> list[claims.Claim]:
+    def claims(self, words: str) -> list[evidence.Claim]:
         """Return the claims judged by the command that have some words in them."""
         told = self.content.get("claims", [self.content["claim"]] if "claim" in self.content else [])
-        return [claims.Claim(**one) for one in told if words in one["claim"]]
+        return [evidence.Claim(**one) for one in told if words in one["claim"]]
 
 
 def read(results: Path, figures: Path) -> list[Result]:
@@ -156,16 +156,17 @@ def trials(
 def largest_sharpness(results: Sequence[Result], network: str, minimizer: str, **where: Any) -> paper.Spread | None:
     """Return the largest sharpness that any solver found, over the seeds where all were tried; None where none was.
 
-    Each solver finds a lower bound of the maximum. `where` is the `space`, the `epsilon`, and `epochs`.
+    Each solver finds a lower bound of the maximum, in the full space. `where` is the `epsilon`, and `epochs`.
     """
-    found = [_by_length(*_asked(results, network, minimizer, "sharpness", where | {"solver": one})) for one in SOLVERS]
+    full = {"space": "full"}
+    whole = [one for one in results if not one.setting("until_converged")]
+    found = [
+        _by_length(*_asked(whole, network, minimizer, "sharpness", full | where | {"solver": one})) for one in SOLVERS
+    ]
     lengths = set.intersection(*map(set, found))
-    if not lengths:
-        return None
-    of_each = [of[max(lengths)] for of in found]
-    seeds = set.intersection(*map(set, of_each))
-    pairs = [zip(*(of[seed][0] for of in of_each), strict=False) for seed in sorted(seeds)]  # subspace by subspace
-    values = [float(np.mean([max(pair) for pair in of_seed])) for of_seed in pairs]
+    of_each = [of[max(lengths)] for of in found if lengths]
+    seeds = set.intersection(*map(set, of_each)) if of_each else set()
+    values = [max(of[seed][0][0] for of in of_each) for seed in sorted(seeds)]
     return paper.Spread.of(values) if values else None
 
 

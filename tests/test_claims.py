@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from large_batch import claims, trends
-from large_batch.claims import CONTRADICTED, DIRECTION, HOLDS, ONE_TRIAL, OPEN, Path
+from large_batch.claims import Path
+from large_batch.evidence import CONTRADICTED, DIRECTION, HOLDS, ONE_TRIAL, OPEN
 from large_batch.trends import Breakpoint, plateaus, two_segments
 
 SIZES = np.array([64, 128, 256, 512, 1024, 2048, 4096, 8192])
@@ -238,15 +239,15 @@ def test_sharpness_paths():
     falling_loss = np.array([2.0, 0.5, 0.1, 0.01])
     small = Path(falling_loss, np.array([50, 60, 20, 5.0]))
     large = Path(falling_loss * [1, 1, 1, 2], np.array([50, 80, 200, 400.0]))
-    judged = claims.sharpness_paths(small, large, 1e-3)
+    judged = claims.sharpness_paths(small, large, 1e-3, 0.7)
     assert judged.verdict == HOLDS
     at_level = np.exp(np.interp(np.log(0.02), np.log([0.01, 0.1]), np.log([5, 20])))
     assert f"at loss 0.02 LB is {400 / at_level:.3g} times as sharp as SB" in judged.found
-    reversed_ = claims.sharpness_paths(large, small, 1e-3)
+    reversed_ = claims.sharpness_paths(large, small, 1e-3, 0.7)
     assert reversed_.verdict == f"{CONTRADICTED}: at equal loss SB is the sharper one"
-    assert claims.sharpness_paths(large, large, 1e-3).verdict == ONE_TRIAL
+    assert claims.sharpness_paths(large, large, 1e-3, 0.7).verdict == ONE_TRIAL
     flat = Path(falling_loss, np.array([20, 20, 16, 12.0]))
-    assert claims.sharpness_paths(flat, large, 1e-3).verdict == f"{DIRECTION}: SB not half as sharp"
+    assert claims.sharpness_paths(flat, large, 1e-3, 0.7).verdict == f"{DIRECTION}: SB not half as sharp"
 
 
 def test_errors_and_power_of_the_rule_on_sharpness_paths():
@@ -259,7 +260,8 @@ def test_errors_and_power_of_the_rule_on_sharpness_paths():
     def judged(small, large):
         noise = rng.normal(0, 0.3, (200, 2, 11)) + rng.normal(0, 1, (200, 2, 1)) * [[0.67], [0.26]]
         return rates(
-            claims.sharpness_paths(Path(loss, small * a), Path(loss, large * b), 1e-3).verdict for a, b in np.exp(noise)
+            claims.sharpness_paths(Path(loss, small * a), Path(loss, large * b), 1e-3, 0.7).verdict
+            for a, b in np.exp(noise)
         )
 
     for path in (up, level, down):
@@ -272,18 +274,18 @@ def test_sharpness_paths_are_judged_by_several_late_iterates():
     loss = 2.0 ** -np.arange(9)
     jumping = Path(loss, np.array([50, 100, 200, 400, 50, 400, 400, 400, 50.0]))
     assert jumping.late_sharpness == pytest.approx(200)
-    assert "late LB has 4 times the sharpness of the start" in claims.sharpness_paths(jumping, jumping, 1e-3).found
+    assert "late LB has 4 times the sharpness of the start" in claims.sharpness_paths(jumping, jumping, 1e-3, 0.7).found
 
 
 def test_sharpness_paths_without_unresolved_iterates():
     loss = np.array([2.0, 0.5, 0.1, 0.01])
     small, large = Path(loss, np.array([50, 60, 10, np.nan])), Path(loss, np.array([50, 80, 200, 400.0]))
-    judged = claims.sharpness_paths(small, large, 1e-3)
+    judged = claims.sharpness_paths(small, large, 1e-3, 0.7)
     assert judged.verdict == HOLDS
     assert judged.found.endswith("; 1 iterates are left out, whose sharpness is not resolved")
     nothing = Path(loss, np.full(4, np.nan))
-    assert claims.sharpness_paths(small, nothing, 1e-3).verdict.startswith(OPEN)
-    assert claims.sharpness_paths(nothing, large, 1e-3).verdict.startswith(OPEN)
+    assert claims.sharpness_paths(small, nothing, 1e-3, 0.7).verdict.startswith(OPEN)
+    assert claims.sharpness_paths(nothing, large, 1e-3, 0.7).verdict.startswith(OPEN)
 
 
 WARM_EPOCHS = np.array([1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
@@ -307,7 +309,7 @@ def test_warm_starts():
     assert judged(accuracies, small=(75.0,)).verdict == ONE_TRIAL
     assert judged(np.full(11, 79.0)).verdict == f"{CONTRADICTED}: early ones help as well"
     assert judged(np.full(11, 76.0)).verdict == f"{CONTRADICTED}: late ones do not help"
-    assert judged(accuracies + 2).verdict == f"{DIRECTION}: late ones help more, but early ones help, too"
+    assert judged(accuracies + 3).verdict == f"{DIRECTION}: late ones help more, but early ones help, too"
     assert judged(accuracies, {1e-3: falling[::-1]}).verdict == f"{DIRECTION}: late ones are not flatter"
     unresolved = np.where(WARM_EPOCHS > 66, np.nan, falling)
     assert judged(accuracies, {1e-3: unresolved}).verdict == f"{DIRECTION}: nothing is known of the sharpness"
@@ -345,8 +347,10 @@ def test_errors_and_power_of_the_rule_on_growing_batches(trials):
         return rates(claims.switching(row, {}, SEED_NOISE).verdict for row in rows)
 
     assert judged(0.0, 0.0)[OPEN] >= 0.905
-    assert judged(0.8, 0.0)[HOLDS] <= 0.05
-    assert judged(0.8, 0.8)[HOLDS] >= 0.9
+    assert judged(0.8, 0.4)[OPEN] >= 0.905, "half of the gap"
+    power = 0.8 if trials == 2 else 0.9
+    assert judged(1.2, 0.0)[CONTRADICTED] >= power
+    assert judged(1.2, 1.2)[HOLDS] >= power
 
 
 def test_switching():

@@ -10,7 +10,7 @@ from small_network import NAME
 
 import finetune
 from finetune import Row, level_then_falling
-from large_batch import claims, cli, optimizers, paper
+from large_batch import cli, evidence, optimizers, paper
 from large_batch.training import TrainingLoop
 
 
@@ -24,18 +24,19 @@ def rows(accuracies):
     ("accuracies", "verdict"),
     [
         # The published fall of 0.53 points is 2 of the 0.26 that binomial errors make of 10,000 samples.
-        ({size: [value] for size, value in paper.FINE_TUNED.items()}, claims.ONE_TRIAL),
-        ({32: [94.3], 256: [94.2], 1024: [90.0]}, claims.HOLDS),
-        ({32: [94.3], 256: [91.0], 1024: [90.0]}, claims.CONTRADICTED),
-        ({32: [94.3], 256: [94.3], 1024: [94.4]}, claims.CONTRADICTED),
-        ({32: [94.3, 94.4], 256: [94.3, 94.2], 1024: [93.8, 93.7]}, claims.HOLDS),
-        ({32: [94.3], 1024: [90.0]}, claims.OPEN),
-        ({32: [94.3], 256: [94.2]}, claims.OPEN),
+        ({size: [value] for size, value in paper.FINE_TUNED.items()}, evidence.ONE_TRIAL),
+        ({32: [94.3], 256: [94.2], 1024: [90.0]}, evidence.HOLDS),
+        ({32: [94.3], 256: [91.0], 1024: [90.0]}, evidence.CONTRADICTED),
+        ({32: [94.3], 256: [94.3], 1024: [94.4]}, evidence.ONE_TRIAL),
+        ({32: [94.3], 256: [94.3], 1024: [97.0]}, evidence.CONTRADICTED),
+        ({32: [94.3, 94.4], 256: [94.3, 94.2], 1024: [93.8, 93.7]}, evidence.HOLDS),
+        ({32: [94.3], 1024: [90.0]}, evidence.OPEN),
+        ({32: [94.3], 256: [94.2]}, evidence.OPEN),
     ],
 )
 def test_the_claim(accuracies, verdict):
     assert level_then_falling(rows(accuracies), 10_000).verdict == verdict
-    assert level_then_falling(rows(accuracies), 10_000, "from random weights").verdict == claims.OPEN
+    assert level_then_falling(rows(accuracies), 10_000, "from random weights").verdict == evidence.OPEN
 
 
 def test_the_published_settings():

@@ -19,7 +19,7 @@ FLOORS = {  # from the ground up, as in docs/design.md; a module imports from it
     "mathematics": "functions gradients hessian layers losses models networks objective objectives optimizers recipes "
     "remedies samples sharpness_metric spectrum statistics subspace surface tracking training",
     "kept results": "measurements minimizers places shipped spectra",
-    "commands": "claims cli curvature_figures experiment figures ledger paper results runner "
+    "commands": "claims cli curvature_figures evidence experiment figures ledger paper results runner "
     "scalars surface_figures tables trends verdicts",
 }
 FLOORS = {floor: set(modules.split()) for floor, modules in FLOORS.items()}

@@ -8,8 +8,8 @@ import pytest
 from test_claims import rates
 
 import finetune
-from large_batch import claims, verdicts
-from large_batch.claims import CONTRADICTED, DIRECTION, HOLDS, OPEN
+from large_batch import evidence, verdicts
+from large_batch.evidence import CONTRADICTED, DIRECTION, HOLDS, OPEN
 from large_batch.results import Trials
 
 NUMBER, SEEDS = 400, 0.1  # comparisons; deviation of the test accuracy over seeds, points
@@ -26,7 +26,7 @@ def test_the_gap(trials):
 
     def judged(gap):
         pairs = zip(accuracies(rng, 98, trials), accuracies(rng, 98 - gap, trials), strict=True)
-        return rates(claims.clear_side([(1, small), (-1, large)], SEEDS) for small, large in pairs)
+        return rates(evidence.clear_side([(1, small), (-1, large)], SEEDS) for small, large in pairs)
 
     assert judged(0)[OPEN] >= 0.92
     assert judged(1.5)[HOLDS] >= 0.9
@@ -36,7 +36,7 @@ def test_the_gap(trials):
 @TRIALS
 @pytest.mark.parametrize("helps", [True, False])
 def test_remedies(trials, helps):
-    """With a gap of 4 points, of which a remedy closes no part, all, or half; and without a gap."""
+    """With a gap of 4 points, of which a remedy closes no part, half, 70 % or all, or which it doubles; without one."""
     rng = np.random.default_rng(trials)
 
     def judged(gap, closed):
@@ -63,7 +63,7 @@ def test_sharper(trials):
 
     def judged(ratio):
         logs = (rng.normal(0, 0.67, (NUMBER, trials)), rng.normal(np.log(ratio), 0.26, (NUMBER, trials)))
-        return rates(verdicts._sharper(*pair)[1] for pair in zip(*map(np.exp, logs), strict=True))
+        return rates(verdicts._sharper(*pair, 0.72)[1] for pair in zip(*map(np.exp, logs), strict=True))
 
     assert judged(1)[OPEN] >= 0.92
     assert judged(100)[HOLDS] >= (0.6 if trials == 2 else 0.9), "a t-test of two trials sees less"
@@ -81,28 +81,34 @@ def test_steeper(trials):
         rises = np.exp(rng.normal(np.log(ratio), 0.24, (NUMBER, trials)))
         return rates(verdicts._steeper([(1, rise) for rise in row]) for row in rises)
 
-    assert judged(1)[HOLDS] <= 0.05
-    assert judged(10)[HOLDS] >= 0.95
-    assert judged(1 / 10)[CONTRADICTED] >= 0.95
-    if trials == 1:
-        assert judged(1)[OPEN] >= 0.99
+    assert judged(1)[OPEN] >= 0.92
+    power = 0.8 if trials == 2 else 0.9
+    assert judged(30)[HOLDS] >= power
+    assert judged(1 / 30)[CONTRADICTED] >= power
 
 
-@TRIALS
+def test_steeper_where_the_loss_does_not_rise_or_is_not_finite():
+    for rises in ((0, 0), (np.inf, np.inf), (-1, -0.5), (1, 1.01)):
+        assert verdicts._steeper([rises]).startswith(OPEN)
+        assert verdicts._steeper([rises] * 2) != CONTRADICTED
+    assert verdicts._steeper([(1, np.inf)]) == verdicts._steeper([(-1, 1)]) == HOLDS
+    assert verdicts._steeper([(np.inf, 1)]) == verdicts._steeper([(1, -1)]) == CONTRADICTED
+
+
+@pytest.mark.parametrize("trials", [1, 5])
 @pytest.mark.parametrize(
-    ("far", "spread"), [(verdicts.FAR_RATIO, 0.37), (verdicts.FAR_CURVATURE, 0.55), (claims.FAR_SHARPER, 0.72)]
+    ("far", "spread"), [(verdicts.FAR_RATIO, 0.37), (verdicts.FAR_CURVATURE, 0.55), (verdicts.FAR_RISE, 0.24)]
 )
 def test_ratios_to_a_bound(trials, far, spread):
-    """When LB pays, curvature, and sharpness along a training, with the spreads that their bounds are from."""
+    """Bounds that one trial must exceed, with the spreads that they are from; over trials the t-test needs none."""
     rng = np.random.default_rng(trials)
 
     def judged(ratio):
-        return rates(claims.beyond(row, far) for row in np.exp(rng.normal(np.log(ratio), spread, (NUMBER, trials))))
+        return rates(evidence.beyond(row, far) for row in np.exp(rng.normal(np.log(ratio), spread, (NUMBER, trials))))
 
     assert judged(1)[OPEN] >= 0.92
-    if trials != 2:
-        assert judged(far**2)[HOLDS] >= 0.9
-        assert judged(far**-2)[CONTRADICTED] >= 0.9
+    assert judged(far**2)[HOLDS] >= 0.9
+    assert judged(far**-2)[CONTRADICTED] >= 0.9
 
 
 @TRIALS
@@ -119,5 +125,5 @@ def test_fine_tuning(trials):
         )
         return rates(finetune.level_then_falling(row, 10_000).verdict for row in rows)
 
-    assert judged(0.0)[HOLDS] <= 0.08
-    assert judged(2.0)[HOLDS] >= 0.9
+    assert judged(0.0)[OPEN] >= 0.92
+    assert judged(2.5)[HOLDS] >= (0.6 if trials == 2 else 0.9)
