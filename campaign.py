@@ -69,6 +69,7 @@ COMMANDS = (
     "plot_parametric_plot.py -n C1",
     "plot_parametric_plot.py -n C1 --curve curvilinear",
     "sharpness.py -n C1 --space full",
+    "paper_tables.py -n C1 --tables 2,3",
     "sharpness.py -n C1 --space random --trials 5",
     "performance_model.py -n C1",
     # C1, two more seeds
