@@ -26,6 +26,7 @@ from large_batch.errors import UserError
 from large_batch.networks import STATISTICS
 
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
+    from large_batch.experiment import Experiment
     from large_batch.measurements import Evaluated
 
 CURVES = {
@@ -62,6 +63,11 @@ class Settings(cli.PairSettings):
         super().check()
         if not self.alpha_min < self.alpha_max:
             raise UserError(f"--alpha_min ({self.alpha_min}) must be less than --alpha_max ({self.alpha_max}).")
+
+
+def original_curve(experiment: Experiment, curve: str) -> list[paper.CurvePoint]:
+    """Return the original's points on a kind of path; empty for curvilinear ones, of which none were released."""
+    return paper.original_curve(experiment.network.name) if experiment.as_published and curve == "linear" else []
 
 
 def rms_difference(alphas: list[float], points: list[Evaluated], original: list[paper.CurvePoint]) -> dict[str, float]:
@@ -160,8 +166,8 @@ def main(settings: Settings) -> None:
     solutions = [results[next(iter(wanted.values())), at[alpha]].result for alpha in (0.0, 1.0)]
     # Table and figure
     sides = [experiment.origin_of(end) for end in ends]
-    original = paper.original_curve(experiment.network.name) if experiment.as_published else []
-    differences = rms_difference(alphas, points, original if settings.curve == "linear" else [])
+    original = original_curve(experiment, settings.curve)
+    differences = rms_difference(alphas, points, original)
     what = f"{settings.epochs} epochs" if None in given.values() else "given minimizers"
     title = experiment.title(f"{settings.curve.capitalize()} path, {what}")
     published = paper.TABLE_2[experiment.network.name] if experiment.as_published else None

@@ -14,7 +14,7 @@ from large_batch.layers import pixels
 from large_batch.measurements import Evaluated, EvaluationRequest
 from large_batch.objective import Objective, flat_weights, write_weights
 from large_batch.places import path_point
-from plot_parametric_plot import rms_difference
+from plot_parametric_plot import original_curve, rms_difference
 
 
 @pytest.fixture
@@ -204,6 +204,10 @@ def test_rms_difference():
 
 
 def test_the_original_curves():
+    published = SimpleNamespace(as_published=True, network=SimpleNamespace(name="C1"))
+    assert original_curve(published, "linear") == paper.original_curve("C1")
+    assert original_curve(published, "curvilinear") == [], "the released curves are of Figure 3"
+    assert original_curve(SimpleNamespace(as_published=False), "linear") == []
     for network in ("C1", "C2", "C3", "C4"):
         curve = paper.original_curve(network)
         np.testing.assert_allclose([point.alpha for point in curve], np.linspace(-1, 2, 25))
