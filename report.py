@@ -176,11 +176,10 @@ def cells(row: dict[str, Any], results: Sequence[Result], result: Result) -> lis
     some = f" ({len(known)} of {len(row['values'])})" * (len(known) < len(row["values"]))
     ours = paper.Spread.of(known).rounded() + some if known else "-"
     theirs = str(paper.Spread(**row["paper"])) if row["paper"] else "-"
-    place = {name: row[name] for name in ("space", "epsilon")}
     where = {"epsilon": row["epsilon"], "epochs": result.setting("epochs")}
     full = row["space"] == "full"
     largest = largest_sharpness(results, result.network, row["minimizer"], **where) if full else None
-    what = [row["minimizer"], row["quantity"].replace("_", " "), *(f"{value or ''}" for value in place.values())]
+    what = [row["minimizer"], row["quantity"].replace("_", " "), row["space"] or "", f"{row['epsilon'] or ''}"]
     return [*what, ours, largest.rounded() if largest else "", theirs, row["verdict"]]
 
 

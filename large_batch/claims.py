@@ -292,16 +292,14 @@ def _warm(
     if by_late != HOLDS:
         return f"{CONTRADICTED}: late ones do not help" if by_late == CONTRADICTED else by_late
     if by_early == HOLDS:
-        more = not unclear(late, early, spread)
-        return f"{DIRECTION}: late ones help more, but early ones help, too" if more else EARLY_HELP
+        if unclear(late, early, spread):
+            return f"{CONTRADICTED}: early ones help as well"
+        return f"{DIRECTION}: late ones help more, but early ones help, too"
     if by_early != CONTRADICTED:
         return by_early
     if not falls:
         return f"{DIRECTION}: nothing is known of the sharpness"
     return HOLDS if max(falls) < 1 else f"{DIRECTION}: late ones are not flatter"
-
-
-EARLY_HELP = f"{CONTRADICTED}: early ones help as well"
 
 
 def switching(

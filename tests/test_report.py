@@ -374,6 +374,11 @@ def test_the_committed_report_is_that_of_the_committed_results(committed):
         assert f'id="{link}"' in html
 
 
+def test_the_committed_results_name_no_folder_of_a_machine(committed):
+    for path in (committed / "results").glob("*.json"):
+        assert not re.search(r'"command": "[^"]*[ =]/', path.read_text()), path.name
+
+
 @pytest.mark.parametrize("cell", ["a|b", ""])
 def test_a_cell_does_not_break_a_table(cell):
     assert report.table([["h", "k"], [cell, "1"]]).splitlines()[2].count("|") == 3
