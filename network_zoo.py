@@ -1,6 +1,7 @@
 """The paper's networks as Keras 3 models that output logits (Table 1, Appendix B), and VGG11 and MobileNetV2.
 
-`python network_zoo.py` prints the table of networks. The paper's exist in two definitions where the two differ:
+`python network_zoo.py` sets networks and data sets beside Tables 1 and 5. The paper's networks exist in two definitions
+where the two differ:
 
 - "repository", the code the authors released, as Keras 1 ran it with Theano: C1/C3 convolve with stride 1; C2/C4 drop
   30-40 % between convolutions and 50 % before and after the dense layer; all pool with a border of one pixel before the
@@ -13,17 +14,24 @@ VGG11 is of the PyTorch folder of the authors' code only, MobileNetV2 of a repro
 if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
     import large_batch.ctrl_c  # noqa: F401
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
+from large_batch import cli, datasets, distribution, files, paper, store
 from large_batch.backend import keras
+from large_batch.cli import setting
 from large_batch.layers import BatchStatisticsNormalization, Dropout
 from large_batch.networks import DEFINITIONS, PRECISIONS, Network, find, seeded
+from large_batch.tables import lay_out
 
 Layers = list[keras.layers.Layer]
+Table = list[list[str]]  # cells; the first row is a header
 Start = Callable[..., keras.initializers.Initializer]  # from a seed to how kernels start
 IMAGES = {"data_format": "channels_last"}  # said to each layer, whatever a user's keras.json says, as its dtype is
 
@@ -203,19 +211,83 @@ def get(name: str) -> Network:
     return find(name, NETWORKS)
 
 
-def main() -> None:
-    """Print the table of networks: data set, input shape, trainable weights of both definitions."""
-    row = "{:8} {:9} {:12} {:>7} {:>21} {:>16}".format
-    print(row("network", "data set", "input", "classes", *(f"weights ({name})" for name in DEFINITIONS)))
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The flags."""
+
+    data_dir: str = setting("data", "Where the data sets are that Table 5 counts; none is fetched.", group="Folders")
+    result_dir: str = setting("results", "Where the numbers go.", group="Folders")
+
+
+def layers(model: keras.Model) -> str:
+    """Return a network's layers as Appendix B writes them: [filters, height, width, stride] of a convolution, the units
+    of a dense layer. Batch normalisation, ReLU and dropout are left out; "" for what is no sequence of layers."""
+    words = []
+    for layer in model.layers if isinstance(model, keras.Sequential) else ():
+        if isinstance(layer, keras.layers.Conv2D):
+            words.append(f"[{layer.filters}, {layer.kernel_size[0]}, {layer.kernel_size[1]}, {layer.strides[0]}]")
+        elif isinstance(layer, keras.layers.MaxPooling2D):
+            words.append(f"MaxPool({layer.pool_size[0]})")
+        elif isinstance(layer, keras.layers.Dense):
+            words.append(f"{layer.units}")
+    counted = ((word, len(list(group))) for word, group in groupby(words))
+    return ", ".join(f"{count} x {word}" if count > 1 else word for word, count in counted)
+
+
+def table_1() -> tuple[Table, Table]:
+    """Return Table 1 with the trainable weights of each definition, and the layers beside those of Appendix B."""
+    networks = [["network", "type", "data set", "input", "classes", *(f"weights ({name})" for name in DEFINITIONS)]]
+    of_layers = [["network", "according to", "layers"]]
     for network in NETWORKS.values():
-        weights = ["-"] * len(DEFINITIONS)
+        row = paper.TABLE_1.get(network.name)
+        told = {f"Appendix {row.section}": row.layers} if row else {}
+        weights = dict.fromkeys(DEFINITIONS, "-")
         for definition in network.definitions:
-            variables = network.build(definition).trainable_variables
-            weights[DEFINITIONS.index(definition)] = f"{sum(prod(variable.shape) for variable in variables):,}"
+            model = network.build(definition)
+            told[f"definition {definition}"] = layers(model)
+            weights[definition] = f"{sum(prod(variable.shape) for variable in model.trainable_variables):,}"
         shape = " x ".join(map(str, network.input_shape))
-        print(row(network.name, network.dataset, shape, network.classes, *weights))
+        of = [row.kind if row else "-", datasets.TITLES[network.dataset], shape, f"{network.classes:,}"]
+        networks.append([network.name, *of, *weights.values()])
+        for words in dict.fromkeys(filter(None, told.values())):
+            of_layers.append([network.name, ", ".join(name for name in told if told[name] == words), words])
+    return networks, of_layers
+
+
+def table_5(data_dir: str) -> Table:
+    """Return Table 5, and below each row what the data set holds, where it is at hand."""
+    rows = [["data set", "according to", "training samples", "test samples", "features", "classes"]]
+    for name, published in paper.TABLE_5.items():
+        rows.append([datasets.TITLES[name], "the paper", *published.cells()])
+        if datasets.at_hand(name, data_dir):
+            data = datasets.load_data(name, data_dir)
+            features = (data.frames.width,) if data.frames else data.x_train.shape[1:]
+            found = paper.DataRow(len(data.x_train), len(data.x_test), features, data.classes)
+            rows.append([datasets.TITLES[name], data.source, *found.cells()])
+        else:
+            rows.append([datasets.TITLES[name], "not at hand", *"----"])
+    return rows
+
+
+def main(settings: Settings) -> None:
+    """Print the networks and the data sets beside Tables 1 and 5, and write the numbers."""
+    origin, began = store.provenance(distribution.device()), time.monotonic()
+    networks, of_layers = table_1()
+    shown = {
+        "Table 1: networks": networks,
+        "Layers, a convolution as [filters, height, width, stride]": of_layers,
+        "Table 5: data sets": table_5(settings.data_dir),
+    }
+    told = "\n".join(f"{name}, {of}: {words}" for name, of, words in of_layers[1:])
+    for title, rows in shown.items():
+        print(f"{title}\n{told if rows is of_layers else lay_out(rows)}\n")
     print("small batch: 256 samples; large batch: 10 % of the training set")
+    content = {"settings": settings, "tables": shown}
+    content["provenance"] = origin.after(time.monotonic() - began)
+    path = Path(settings.result_dir) / "network_zoo.json"
+    files.write_all({path: store.json_bytes(content)})
+    print(f"\nNumbers: {path}")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, Settings, __doc__)

@@ -170,6 +170,15 @@ def tables(results: Sequence[Result]) -> str:
     return "\n\n".join(filter(None, [AGREEMENT.strip(), *parts])) if parts else "None yet."
 
 
+def described(path: Path) -> str:
+    """Return Tables 1 and 5, as `network_zoo.py` wrote them; "" where it did not."""
+    if not path.exists():
+        return ""
+    content = json.loads(path.read_text())
+    parts = [part for title, rows in content["tables"].items() for part in (f"### {title}", table(rows))]
+    return "\n\n".join([*parts, f"`python {content['provenance']['command']}`"])
+
+
 def cells(row: dict[str, Any], results: Sequence[Result], result: Result) -> list[str]:
     """Return the cells of a row of a result's table; of sharpness with the largest that any solver found."""
     known = [value for value in row["values"] if value is not None]
@@ -251,7 +260,7 @@ def text(results: Sequence[Result], lines: Sequence[Line], report: Path) -> str:
     """Return the report in Markdown."""
     sections = {
         "Claims": claims(lines),
-        "Tables": tables(results),
+        "Tables": f"{described(results[0].path.parent / 'network_zoo.json')}\n\n{tables(results)}",
         "Figures": figures(results, report),
         "How each number was made": origins(results, report),
     }

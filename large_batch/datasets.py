@@ -133,6 +133,13 @@ def load_data(name: str, data_dir: str | Path) -> DataSet:
     return data
 
 
+def at_hand(name: str, data_dir: str | Path) -> bool:
+    """Return whether a known data set is there without fetching it."""
+    path = Path(data_dir) / f"{name}.npz"
+    kaldi = name == "timit" and timit.is_there(path.parent)
+    return name == "digits" or _exists(path) or kaldi or bool(dataset_sources.published(name, path.parent))
+
+
 def check_name(name: str) -> None:
     """Raise `UserError` unless there is a data set of that name, or such a file."""
     if not name.endswith(".npz") and name not in KINDS:

@@ -12,10 +12,55 @@ from pathlib import Path
 import numpy as np
 
 SMALL_BATCH, LARGE_BATCH = 256, {"F1": 6000, "C1": 5000, "C2": 5000, "C3": 5000, "C4": 5000}  # F2: as the data are
-SAMPLES = {"F1": 60_000, "F2": 721_329, **dict.fromkeys(("C1", "C2", "C3", "C4"), 50_000)}  # training set, Table 5
 EPSILONS = (1e-3, 5e-4)  # half-widths of the box of Metric 2.1
 DIMENSION = 100  # of the random subspaces of Table 4
 ORIGINAL_CURVES = Path(__file__).parent / "original_figures"
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """A row of Table 1, and the layers that the section of Appendix B gives it, as `network_zoo.layers` writes them."""
+
+    kind: str
+    section: str
+    dataset: str
+    layers: str
+
+
+@dataclass(frozen=True)
+class DataRow:
+    """A row of Table 5: the samples of both halves, the shape of a sample's features, and the classes."""
+
+    train: int
+    test: int
+    features: tuple[int, ...]
+    classes: int
+
+    def cells(self) -> list[str]:
+        """Return it as the cells of a table."""
+        return [f"{self.train:,}", f"{self.test:,}", " x ".join(map(str, self.features)), f"{self.classes:,}"]
+
+
+SHALLOW = "[64, 5, 5, 2], MaxPool(3), [64, 5, 5, 2], MaxPool(3), 384, 192"
+DEEP = (
+    "2 x [64, 3, 3, 1], MaxPool(2), 2 x [128, 3, 3, 1], MaxPool(2), 3 x [256, 3, 3, 1], MaxPool(2), "
+    "3 x [512, 3, 3, 1], MaxPool(2), 3 x [512, 3, 3, 1], MaxPool(2), 512"
+)
+TABLE_1 = {
+    "F1": NetworkRow("fully connected", "B.1", "mnist", "5 x 512, 10"),
+    "F2": NetworkRow("fully connected", "B.2", "timit", "7 x 512, 1973"),
+    "C1": NetworkRow("shallow convolutional", "B.3", "cifar10", f"{SHALLOW}, 10"),
+    "C2": NetworkRow("deep convolutional", "B.4", "cifar10", f"{DEEP}, 10"),
+    "C3": NetworkRow("shallow convolutional", "B.3", "cifar100", f"{SHALLOW}, 100"),
+    "C4": NetworkRow("deep convolutional", "B.4", "cifar100", f"{DEEP}, 100"),
+}
+TABLE_5 = {
+    "mnist": DataRow(60_000, 10_000, (28, 28), 10),
+    "timit": DataRow(721_329, 310_621, (360,), 1973),
+    "cifar10": DataRow(50_000, 10_000, (32, 32), 10),
+    "cifar100": DataRow(50_000, 10_000, (32, 32), 100),
+}
+SAMPLES = {network: TABLE_5[row.dataset].train for network, row in TABLE_1.items()}  # of the training set
 
 
 @dataclass(frozen=True)

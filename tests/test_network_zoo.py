@@ -1,12 +1,12 @@
 import functools
-import runpy
+import json
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
 import network_zoo
-from large_batch import named, networks, optimizers, remedies
+from large_batch import named, networks, optimizers, paper, remedies
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 from large_batch.layers import Dropout, pixels
@@ -33,17 +33,36 @@ def built(name: str, definition: str = "repository") -> keras.Model:
     return BUILD(network_zoo.get(name), definition)
 
 
-def test_the_table_that_is_printed_tells_the_trainable_weights(monkeypatch, capsys):
+def test_tables_1_and_5_as_printed_and_as_kept_for_the_report(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(Network, "build", lambda network, definition: built(network.name, definition))
-    runpy.run_path(str(ROOT / "network_zoo.py"), run_name="__main__")
+    frames, labels = np.zeros((3, 360), np.float32), np.array([0, 7, 1972])
+    np.savez(tmp_path / "timit.npz", x_train=frames, y_train=labels, x_test=frames[:2], y_test=labels[:2])
+    network_zoo.main(network_zoo.Settings(data_dir=str(tmp_path), result_dir=str(tmp_path)))
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == f"timit: file {tmp_path / 'timit.npz'}\n"
     assert tuple(network_zoo.NETWORKS) == networks.NAMES, "as they are known before TensorFlow starts"
     assert (tuple(optimizers.OPTIMIZERS), tuple(remedies.REMEDIES)) == (named.OPTIMIZERS, named.REMEDIES)
     for name, counts in TRAINABLE.items():
-        (line,) = [line for line in out.splitlines() if line.startswith(name)]
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{name} ")]
         assert line.split()[-2:] == [f"{count:,}" if count else "-" for count in counts]
-        assert f" {network_zoo.get(name).classes} " in line
+        assert f" {network_zoo.get(name).classes:,} " in line
+    tables = json.loads((tmp_path / "network_zoo.json").read_text())["tables"]
+    assert all(cell in out for rows in tables.values() for row in rows[1:] for cell in row)
+    ours = {row[0]: row[2:] for row in tables["Table 5: data sets"] if row[1] != "the paper"}
+    assert ours["TIMIT"] == ["3", "2", "360", "1,973"]
+    assert ours["CIFAR-100"] == ["-"] * 4
+
+
+def test_networks_and_data_sets_are_those_of_the_paper(mnist):
+    """In the paper definition; the repository definition differs by the stride of C1 and C3."""
+    for name, row in paper.TABLE_1.items():
+        network = network_zoo.get(name)
+        assert network_zoo.layers(built(name, "paper")) == row.layers
+        same = network_zoo.layers(built(name)) == row.layers
+        assert same == (row.kind != "shallow convolutional")
+        assert (network.dataset, network.classes) == (row.dataset, paper.TABLE_5[row.dataset].classes)
+    theirs, ours, *_ = network_zoo.table_5(ROOT / "data")[1:]
+    assert (ours[0], ours[2:]) == (theirs[0], theirs[2:]) == ("MNIST", ["60,000", "10,000", "28 x 28", "10"])
 
 
 @pytest.mark.parametrize("name", ["C1", "C3"])
