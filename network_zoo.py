@@ -247,10 +247,12 @@ def table_1() -> tuple[Table, Table]:
             told[f"definition {definition}"] = layers(model)
             weights[definition] = f"{sum(prod(variable.shape) for variable in model.trainable_variables):,}"
         shape = " x ".join(map(str, network.input_shape))
-        of = [row.kind if row else "-", datasets.TITLES[network.dataset], shape, f"{network.classes:,}"]
-        networks.append([network.name, *of, *weights.values()])
+        what = [row.kind if row else "-", datasets.TITLES[network.dataset], shape, f"{network.classes:,}"]
+        networks.append([network.name, *what, *weights.values()])
         for words in dict.fromkeys(filter(None, told.values())):
-            of_layers.append([network.name, ", ".join(name for name in told if told[name] == words), words])
+            of = ", ".join(name for name in told if told[name] == words)
+            of = of.replace("definition repository, definition paper", "both definitions")
+            of_layers.append([network.name, of, words])
     return networks, of_layers
 
 
