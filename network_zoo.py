@@ -273,6 +273,7 @@ def table_5(data_dir: str) -> Table:
 
 def main(settings: Settings) -> None:
     """Print the networks and the data sets beside Tables 1 and 5, and write the numbers."""
+    files.check_writable(Path(settings.result_dir))
     origin, began = store.provenance(distribution.device()), time.monotonic()
     networks, of_layers = table_1()
     shown = {

@@ -369,7 +369,7 @@ def _exit(code: int, message: str) -> None:
 
 def _help(description: str) -> str:
     """Describe the command and its flags: ours in the order of definition, then absl's."""
-    groups = [group for group in FLAGS.flags_by_module_dict() if not group.startswith("absl")]
+    groups = [group for group in FLAGS.flags_by_module_dict() if not group.startswith(("absl", "tensorflow"))]
     groups.sort(key=lambda group: LAST_GROUPS.index(group) if group in LAST_GROUPS else -1)
     _, heading, absls = FLAGS.get_help().partition("absl.flags:")
     return "\n".join([description.strip(), *map(FLAGS.module_help, groups), "\n" + heading + absls])

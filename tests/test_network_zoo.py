@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 import network_zoo
 from large_batch import named, networks, optimizers, paper, remedies
@@ -51,6 +51,12 @@ def test_tables_1_and_5_as_printed_and_as_kept_for_the_report(monkeypatch, capsy
     ours = {row[0]: row[2:] for row in tables["Table 5: data sets"] if row[1] != "the paper"}
     assert ours["TIMIT"] == ["3", "2", "360", "1,973"]
     assert ours["CIFAR-100"] == ["-"] * 4
+
+
+def test_the_help_has_our_flags_only():
+    done = run_python("network_zoo.py", "--help")
+    assert done.returncode == 0 and "--data_dir" in done.stdout
+    assert "tensorflow" not in done.stdout.partition("MobileNetV2 of a")[2], "whose flags are there once it is imported"
 
 
 def test_networks_and_data_sets_are_those_of_the_paper(mnist):
