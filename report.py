@@ -38,10 +38,11 @@ clear. *Not met*: a condition that the paper states is not fulfilled. *No verdic
 training that is not at its end.
 """
 AGREEMENT = """
-*agrees*: the means differ by at most three times the wider deviation. *same direction*, *contradicts*: they differ by
-more, and the minimizer clearly lies on the paper's side, or the other, of the one that it is compared with (SB of LB, a
-remedy of plain LB). *no verdict*: that is not clear, or a number is missing. Trainings that are not at their end are
-compared as they are. Table 4 has one random subspace of each seed; the claim above has all that were measured.
+The verdicts of the tables below: *agrees*: the means differ by at most three times the wider deviation. *same
+direction*, *contradicts*: they differ by more, and the minimizer clearly lies on the paper's side, or the other, of the
+one that it is compared with (SB of LB, a remedy of plain LB). *no verdict*: that is not clear, or a number is missing.
+Trainings that are not at their end are compared as they are. Table 4 has one random subspace of each seed; the claim
+above has all that were measured.
 
 *largest found* is the largest sharpness that L-BFGS-B or vertex ascent found in ten iterations each, over the seeds
 where both were tried. It is a lower bound of the maximum, as each of them is. Compared is the paper's protocol,
