@@ -70,7 +70,8 @@ COMMANDS = (
     "plot_parametric_plot.py -n C1 --curve curvilinear",
     "sharpness.py -n C1 --space full",
     "paper_tables.py -n C1 --tables 2,3",
-    "sharpness.py -n C1 --space random --trials 5",
+    "sharpness.py -n C1 --space random",
+    "paper_tables.py -n C1 --tables 4",
     "performance_model.py -n C1",
     # C1, two more seeds
     *(
