@@ -35,6 +35,7 @@ def history_of(folder):
 def test_a_shipped_minimizer_is_what_it_says(tmp_path, folder, caplog):
     """Loss and accuracy over the test set are those after its last epoch, on another processor but for rounding; and
     F1's training begins as it did."""
+    assert all((folder / name).exists() for name in store.Folder(folder).sums()), "as `sha256sum -c` wants it"
     recipe = recipe_of(folder)
     network = network_zoo.get(recipe.network)
     try:
