@@ -88,6 +88,8 @@ COMMANDS = (
     "plot_parametric_plot.py -n C2 --epochs 40",
     "sharpness.py -n C2 --epochs 40 --space full --eps 5e-4",
     # F1: Figures 4 and 5, a batch that grows
+    "batch_size_sweep.py -n F1 --epochs 50 --sharpness_samples 10000",
+    "warmstart.py -n F1 --epochs 50",
     "batch_size_sweep.py -n F1 --trials 3",
     "warmstart.py -n F1",
     "warmstart.py -n F1 --schedule double:10",

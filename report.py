@@ -113,7 +113,7 @@ def claims(lines: Sequence[Line]) -> str:
     not_run = (
         f"{'; '.join(reasons)}. Of the others the trainings take hours to days of two cores, and what is judged was "
         "not run yet with this version; `python campaign.py --list` says what comes next, and "
-        "[older results](results/README.md#batch-sizes) tell of Figures 4 and 5."
+        "[older results](results/README.md#batch-sizes) tell of C1's Figures 4 and 5."
     )
     unknown = [["claim", "networks"], *([claim, ", ".join(networks)] for claim, networks in missing.items())]
     judged = table([["claim", "it holds where"], *map(list, rules.items())])
