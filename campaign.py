@@ -37,8 +37,9 @@ COMMANDS = (
     "finetune.py --weights none --epochs 3 --batch_sizes 32,256,1024",
     "plot_parametric_plot.py -n MobileNetV2 --epochs 3 --points 13 --statistics interpolate,batch,recalibrate",
     "plot_parametric_plot.py -n VGG11 --epochs 2 --points 13",
-    # F1: Table 4 while training goes on, and the largest sharpness that any solver finds
+    # F1: Table 4 while training goes on and with other A, and the largest sharpness that any solver finds
     *(f"sharpness.py -n F1 --space random --epochs {epochs}" for epochs in (7, 10, 20, 50)),
+    *(f"sharpness.py -n F1 --space random --manifold {kind}" for kind in ("uniform", "orthonormal")),
     "sharpness.py -n F1 --space full --solver lbfgsb,vertex",
     *(f"sharpness.py -n F1 --space full --solver lbfgsb,vertex --seed {seed}" for seed in range(1, 5)),
     # F1: the landscape
