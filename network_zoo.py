@@ -28,7 +28,6 @@ from large_batch.backend import keras
 from large_batch.cli import setting
 from large_batch.layers import BatchStatisticsNormalization, Dropout
 from large_batch.networks import DEFINITIONS, PRECISIONS, Network, find, seeded
-from large_batch.tables import lay_out
 
 Layers = list[keras.layers.Layer]
 Table = list[list[str]]  # cells; the first row is a header
@@ -281,9 +280,9 @@ def main(settings: Settings) -> None:
         "Layers, a convolution as [filters, height, width, stride]": of_layers,
         "Table 5: data sets": table_5(settings.data_dir),
     }
-    told = "\n".join(f"{name}, {of}: {words}" for name, of, words in of_layers[1:])
     for title, rows in shown.items():
-        print(f"{title}\n{told if rows is of_layers else lay_out(rows)}\n")
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        print(title, *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows), sep="\n", end="\n\n")
     print("small batch: 256 samples; large batch: 10 % of the training set")
     content = {"settings": settings, "tables": shown}
     content["provenance"] = origin.after(time.monotonic() - began)

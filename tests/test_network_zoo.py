@@ -43,7 +43,7 @@ def test_tables_1_and_5_as_printed_and_as_kept_for_the_report(monkeypatch, capsy
     assert tuple(network_zoo.NETWORKS) == networks.NAMES, "as they are known before TensorFlow starts"
     assert (tuple(optimizers.OPTIMIZERS), tuple(remedies.REMEDIES)) == (named.OPTIMIZERS, named.REMEDIES)
     for name, counts in TRAINABLE.items():
-        (line,) = [line for line in out.splitlines() if line.startswith(f"{name} ")]
+        (line,) = [line for line in out.partition("Layers")[0].splitlines() if line.startswith(f"{name} ")]
         assert line.split()[-2:] == [f"{count:,}" if count else "-" for count in counts]
         assert f" {network_zoo.get(name).classes:,} " in line
     tables = json.loads((tmp_path / "network_zoo.json").read_text())["tables"]
