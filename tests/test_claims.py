@@ -198,12 +198,13 @@ def test_errors_and_power_of_the_rule_on_early_stopping(trials):
         return rates(claims.early_stopping(list(s), list(b), SEED_NOISE).verdict for s, b in pairs)
 
     assert judged(0.0, 0.0)[OPEN] >= 0.905, "no gap"
-    without, with_peak = judged(0.5, 0.0), judged(0.5, 0.6)
+    without, with_half, with_whole = (judged(1.0, peak) for peak in (0.0, 0.68, 1.2))
     assert without[CONTRADICTED] <= 0.05, "no peak"
-    assert with_peak[HOLDS] <= 0.05, "the peak closes the gap"
+    assert with_half[OPEN] >= 0.905, "the peak closes half of the gap"
+    assert with_whole[HOLDS] <= 0.05, "the peak closes the gap"
     power = 0.7 if trials < 5 else 0.99
     assert without[HOLDS] >= power
-    assert with_peak[CONTRADICTED] >= power
+    assert with_whole[CONTRADICTED] >= power
 
 
 @pytest.mark.parametrize(
