@@ -6,10 +6,11 @@ beside the paper's. Trainings and measurements are kept and reused, and several 
 work; with --nocompute what is stored is printed. The verdict of a row:
 
     agrees          the means differ by at most 3 times the wider standard deviation
-    same direction  it is greater, or less, than what it is compared with, as in the paper: SB than LB, LB than SB,
-                    with augmentation or conservative training than without
-    contradicts     it is not
-    no verdict      a trial is missing, the paper has no such number, or sharpness is over part of the training set
+    same direction  they differ by more, and it clearly lies on the paper's side of what it is compared with: SB of LB,
+                    LB of SB, with augmentation or conservative training of without
+    contradicts     it clearly lies on the other side
+    no verdict      neither is clear, a trial is missing, the paper has no such number, or sharpness is over part of the
+                    training set
 
     python paper_tables.py -n F1 --trials 5
     python paper_tables.py -n C1,C2 --tables=2,3,6 --epochs 20

@@ -55,6 +55,7 @@ SHOWN = {  # by script and the ending of the figure's name
     "training_curves-sharpness": "Sharpness over the training loss, from the start to the minimizers of SB and LB",
     "batch_size_sweep": "Test accuracy and sharpness over the batch size",
     "warmstart": "Test accuracy and sharpness of LB over the epochs of SB before it",
+    "warmstart-schedule": "Training and test accuracy by epoch, SB, LB and a batch that grows",
     "performance_model": "How long SB and LB take to equal test accuracies, by SB's parallel efficiency",
     "plot_surface": "Contours of the loss around SB and LB",
     "plot_surface-3d": "The loss around SB and LB as a surface",
@@ -111,8 +112,8 @@ def claims(lines: Sequence[Line]) -> str:
             missing.setdefault(claim, []).append(line.network)
     reasons = [f"{network}: {why}" for network, why in WHY_NOT.items()]
     not_run = (
-        f"{'; '.join(reasons)}. Of the others the trainings take hours to days of two cores, and what is judged was "
-        "not run yet with this version; `python campaign.py --list` says what comes next, and "
+        f"{'; '.join(reasons)}. The others take hours to days of two cores and have not been run yet with this "
+        "version; `python campaign.py --list` says what comes next, and "
         "[older results](results/README.md#batch-sizes) tell of C1's Figures 4 and 5."
     )
     unknown = [["claim", "networks"], *([claim, ", ".join(networks)] for claim, networks in missing.items())]
@@ -197,8 +198,9 @@ def figures(results: Sequence[Result], report: Path) -> str:
     """Return all figures, each with its command; the original's curves are behind ours where they exist."""
     parts = []
     for result in results:
+        kind = f"{result.script}-schedule" if result.setting("schedule") else result.script
         for path in result.figures:
-            shown = SHOWN[result.script + path.stem.removeprefix(result.path.stem)]
+            shown = SHOWN[kind + path.stem.removeprefix(result.path.stem)]
             words = f"{shown}, {result.network} ({result.command})"
             parts.append(f"### Figure {path.stem}\n\n![{words}]({link(path, report)})\n\n`python {result.command}`")
     return "\n\n".join(parts)

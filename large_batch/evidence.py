@@ -16,7 +16,7 @@ FAR = 4  # with one trial, standard errors that a difference must exceed
 ONE_TRIAL = f"{OPEN}: one trial"
 CLEAR = (
     f"the difference is clear (over trials: Welch's t-test, {LEVEL:.0%}; with one trial: {FAR} standard "
-    "errors of the seeds' spread in Table 2)"
+    "errors of the seeds' spread, that in Table 2 or ours if it is wider)"
 )
 
 

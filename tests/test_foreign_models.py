@@ -18,7 +18,7 @@ from large_batch.models import point_of
 from large_batch.networks import Network
 from large_batch.objective import Objective, Point, flat_weights, read_weights, write_weights
 from large_batch.places import state_between
-from large_batch.sharpness_metric import curvature, sharpness
+from large_batch.sharpness_metric import MEASURES, curvature, sharpness
 from large_batch.subspace import RandomSubspace
 
 RNG = np.random.default_rng(0)
@@ -336,6 +336,7 @@ def test_chunks_fit_the_memory(monkeypatch, caplog):
 
 def test_the_examples_of_the_document(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("large_batch.sharpness_metric.MEASURES", dict(MEASURES))  # to which it adds one
     names = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_models.md").read_text(), re.DOTALL):
         exec(block, names)

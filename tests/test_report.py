@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import report
-from large_batch import claims, evidence, ledger, verdicts
+from large_batch import claims, evidence, ledger, paper, verdicts
 from large_batch.errors import UserError
 from large_batch.networks import NAMES
 from large_batch.results import Result, largest_sharpness, read, trials
@@ -94,7 +94,7 @@ def test_the_ledger_on_remedies(tmp_path, values, helps, no_help):
 
 @pytest.mark.parametrize("helps", [True, False])
 def test_one_trial_is_named_as_the_reason(tmp_path, helps):
-    """Of F1, whose seeds differ by 0.07 points; SB has 98.0 %, plain LB 97.0 %."""
+    """Of F1, whose seeds differ by 0.11 points; SB has 98.0 %, plain LB 96.0 %."""
     how = "conservative" if helps else "sgd"
     source = "Table 7" if helps else "Section 2.2"
 
@@ -104,8 +104,8 @@ def test_one_trial_is_named_as_the_reason(tmp_path, helps):
         return judged(tmp_path)[source, ""]
 
     assert verdict(97.9, 97.95) == evidence.ONE_TRIAL
-    assert verdict(97.0, 97.1) == (evidence.ONE_TRIAL if helps else evidence.HOLDS)
-    assert verdict(97.0, 97.9) == (evidence.HOLDS if helps else evidence.CONTRADICTED)
+    assert verdict(96.0, 96.1) == (evidence.ONE_TRIAL if helps else evidence.HOLDS)
+    assert verdict(96.0, 97.9) == (evidence.HOLDS if helps else evidence.CONTRADICTED)
 
 
 def test_a_training_that_is_not_at_its_end_has_no_verdict(tmp_path):
@@ -372,6 +372,16 @@ def test_the_committed_report_is_that_of_the_committed_results(committed):
     assert len(sources) == html.count("<img"), "each has an alternative text"
     for link in re.findall(r'href="#([^"]+)"', html):
         assert f'id="{link}"' in html
+
+
+def test_our_spread_over_seeds_is_that_of_the_committed_results(committed):
+    """And where it is the paper's, ours is not known, or is less."""
+    for network in paper.TABLE_2:
+        spreads = [paper.seed_spread(network)]
+        for minimizer in ("SB", "LB"):
+            found = trials(read(committed / "results", committed), network, [minimizer], "test_accuracy")
+            spreads += [np.std(of.values, ddof=1) for of in found if len(of.values) > 2]
+        assert spreads[0] == pytest.approx(max(spreads), abs=0.005), network
 
 
 def test_the_committed_results_name_no_folder_of_a_machine(committed):

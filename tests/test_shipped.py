@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from large_batch.objective import flat_weights
 from large_batch.objectives import Objectives
 from large_batch.recipes import Recipe
 
-FOLDERS = sorted((ROOT / "minimizers").iterdir())
+FOLDERS = sorted(path.parent for path in (ROOT / "minimizers").glob("*/recipe.json"))
 
 
 def recipe_of(folder):
@@ -62,3 +63,10 @@ def test_a_shipped_minimizer_is_what_it_says(tmp_path, folder, caplog):
     first = here.train(recipe.at_epoch(1), test_history=True).history[0]
     assert first.train_loss == pytest.approx(float(history[0]["train_loss"]), rel=0.02)
     assert first.test_accuracy == pytest.approx(float(history[0]["test_accuracy"]), abs=1.0)
+
+
+def test_the_example_of_their_readme(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "minimizers" / "README.md").read_text(), re.DOTALL)[1], names)
+    assert names["small_batch"].weights.shape == flat_weights(names["model"]).shape
