@@ -25,8 +25,6 @@ from large_batch.errors import UserError
 if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.recipes import Recipe
 
-SAMPLES = 5000  # unless told otherwise: what batch normalisation takes its statistics from in all measurements
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(cli.PairSettings):
@@ -49,11 +47,13 @@ class Settings(cli.PairSettings):
 
     def resolve(self, network: Any, samples: int) -> Settings:
         """Name what to follow for both, with the number of samples."""
+        from large_batch.recipes import Track
+
         if len(self.track) > 2:
             raise UserError("--track says what to follow once for both trainings, or for small and for large batches.")
-        both = (self.track[0], self.track[-1])
-        track = tuple(text if text.count(":") != 1 else f"{text}:{min(SAMPLES, samples)}" for text in both)
-        return replace(super().resolve(network, samples), track=track)
+        both = Track.read(self.track[0]), Track.read(self.track[-1])
+        texts = tuple(f"eigenvalue:{track.every}:{min(track.samples, samples)}" for track in both)
+        return replace(super().resolve(network, samples), track=texts)
 
 
 def check(recipes: dict[str, Recipe], steps: dict[str, int]) -> int:

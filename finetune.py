@@ -67,8 +67,12 @@ class Settings(cli.RepeatedSettings):
     def check(self) -> None:
         """Raise `UserError` for weights that are not there."""
         super().check()
-        if self.weights not in ("imagenet", "none") and not Path(self.weights).is_file():
+        if self.weights in ("imagenet", "none"):
+            return
+        if not Path(self.weights).is_file():
             raise UserError(f"There is no weights file {self.weights}; give a file, imagenet or none.")
+        if self.network != Settings.network:
+            raise UserError(f"--weights is where {Settings.network} starts; {self.network} starts where the seed says.")
 
     def resolve(self, network: Any, samples: int) -> Settings:
         """Put the sizes in order, each once."""
@@ -114,6 +118,19 @@ class Row:
     def of(cls, recipe: Recipe, found: Evaluated) -> Row:
         """Return that of a recipe, evaluated at its minimizer."""
         return cls(recipe.batch_size, recipe.seed, found.train_loss, found.train_accuracy, found.test_accuracy)
+
+
+def is_published(asked: str, chosen: str) -> bool:
+    """Say whether the optimizer is the published one, as `sgd` alone asks for; `chosen` is it without its defaults.
+
+    Raises `UserError` for SGD with its defaults spelled out, whose results would have the names of the published one's.
+    """
+    if chosen == Settings.optimizer != asked.strip():
+        raise UserError(
+            f"--optimizer={asked} is plain SGD, whose results would be named as the published one's; give "
+            "another setting."
+        )
+    return chosen == Settings.optimizer
 
 
 def sgd(size: int, epochs: int) -> str:
@@ -179,29 +196,30 @@ def main(settings: Settings) -> None:
     from large_batch.runner import Runner
 
     # Recipes
-    experiment = Experiment.begin(settings, starting(network_zoo.get, settings.weights))
+    asked, experiment = settings.optimizer, Experiment.begin(settings, starting(network_zoo.get, settings.weights))
     settings = experiment.settings
     evaluation = experiment.request(EvaluationRequest)
-    published = settings.optimizer == Settings.optimizer
+    published = is_published(asked, settings.optimizer)
     recipes = [
         experiment.recipe(size, seed, optimizer=sgd(size, settings.epochs) if published else settings.optimizer)
         for size in settings.batch_sizes
         for seed in settings.seeds
     ]
-    asked = {recipe: (evaluation, Place(recipe)) for recipe in recipes}
+    items = {recipe: (evaluation, Place(recipe)) for recipe in recipes}
     # Run
-    results = Runner(experiment.minimizers, settings).run([], list(asked.values()))
+    results = Runner(experiment.minimizers, settings).run([], list(items.values()))
     if results is None:
         return
-    rows = [Row.of(recipe, results[item].result) for recipe, item in asked.items()]
+    rows = [Row.of(recipe, results[item].result) for recipe, item in items.items()]
     # Table, claim and figure
     comparable = published and experiment.known_data and experiment.data.name == "cifar10"
-    known = paper.FINE_TUNED if comparable and not experiment.network.own else {}
+    known = paper.FINE_TUNED if comparable and settings.network == Settings.network else {}
     tuned = settings.weights != "none" and settings.network == Settings.network
     begun = f"Fine-tuning from {Path(settings.weights).name}" if tuned else "Training from random weights"
     title = experiment.title(f"{begun}, {settings.epochs} epochs")
     but = "" if published else "by another optimizer than the claim's"
-    but = but if tuned else "from random weights; the claim is of fine-tuning"
+    if not tuned:
+        but = "from random weights; the claim is of fine-tuning"
     claim = level_then_falling(rows, len(experiment.data.x_test), but)
     print(f"\n{title}\n{table(rows, known, published)}\n\n{claim}")
     summary = {"claim": claim, "minimizers": experiment.origins(recipes), "results": list(results.values())}

@@ -246,7 +246,7 @@ def _data_set(arrays: Arrays, kind: Kind, source: str, archive: bool = False) ->
     loaded = Arrays(*train, *test)
     digest = _digest(loaded)
     published = kind.digest in ("", digest)
-    if kind.name == "cifar100" and len(train[0]) == 50_000 and not archive:  # a part of it is taken as it is
+    if kind is KINDS["cifar100"] and len(train[0]) == 50_000 and not archive:  # a part of it is taken as it is
         published = dataset_sources.is_cifar100(loaded)
     if not published:
         raise _UnsuitableError(f"it is not the published {kind.name} data set (its digest differs)")

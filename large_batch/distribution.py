@@ -201,12 +201,12 @@ def device() -> str:
 
 def free_bytes() -> int:
     """Return the memory that this process may still take: the machine's, or the container's where that is less."""
-    return min([psutil.virtual_memory().available, *(limit - used_bytes() for limit in _limits())])
+    return min([psutil.virtual_memory().available, *(limit - used for limit, used in _containers())])
 
 
 def total_bytes() -> int:
     """Return the memory that this process could have if there were no others."""
-    return min([psutil.virtual_memory().total, *_limits()])
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _containers())])
 
 
 def used_bytes() -> int:
@@ -214,14 +214,17 @@ def used_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def _limits() -> Iterator[int]:
-    """Yield the limits of the containers that this process is in."""
-    root = Path("/sys/fs/cgroup")
+def _containers(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[tuple[int, int]]:
+    """Yield the memory of each container that this process is in, and what all processes in it have of that."""
     with suppress(OSError):
-        inner = root / Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
+        inner = root / own.read_text().strip().rpartition("::")[2].lstrip("/")
         for group in (inner, *inner.parents):
             with suppress(OSError, ValueError):  # a group may have no limit: "max"
-                yield int((group / "memory.max").read_text())
+                limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+                held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                yield limit, used - int(held["inactive_file"])  # copies of files, which are given back
 
 
 def _workers() -> list[str]:

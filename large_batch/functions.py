@@ -80,11 +80,10 @@ def check(function: Function, w: np.ndarray) -> tuple[float, np.ndarray]:
     Raises `UserError` where the shapes or types are others, or a second evaluation gives another value: it is left out
     where the function has an attribute `repeats` that is true.
     """
+    returned = function.value_and_gradient(w)
     try:
-        loss, gradient = function.value_and_gradient(w)
+        loss, gradient = returned
     except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"The function's value_and_gradient(w) does not return two things: {error}.") from error
     gradient = np.asarray(gradient)
     if np.ndim(loss) != 0 or np.asarray(loss).dtype.kind not in "fiu":

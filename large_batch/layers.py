@@ -119,10 +119,15 @@ def normal(shape: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
 
 
 def set_dropout_step(model: keras.Model, step: int | tf.Tensor) -> None:
-    """Select the dropout masks of training step `step` in every `Dropout` layer of the model."""
-    for layer in model.layers:
+    """Select the dropout masks of training step `step` in every `Dropout` layer of the model, nested ones too."""
+    for layer in model._flatten_layers():
         if isinstance(layer, Dropout):
             layer.step.assign(step)
+
+
+def sees_the_batch(model: keras.Model) -> bool:
+    """Say whether the samples that are evaluated at once are part of a model's function."""
+    return any(isinstance(layer, BatchStatisticsNormalization) for layer in model._flatten_layers())
 
 
 def call(model: keras.Model, x: Any) -> Any:
@@ -183,9 +188,9 @@ def _from_kernel_to_kernel(
 
 def recomputes(model: keras.Model, samples: int) -> bool:
     """Say whether the gradient of so many samples would keep too much, and the model allows `call_recomputing`."""
-    batch_statistics = any(isinstance(layer, BatchStatisticsNormalization) for layer in model.layers)
-    plain = isinstance(model, keras.Sequential) and not model.non_trainable_variables and not model.losses
-    return batch_statistics and plain and kept_bytes(model, samples) > RECOMPUTE_BYTES
+    flat = isinstance(model, keras.Sequential) and not any(isinstance(layer, keras.Model) for layer in model.layers)
+    plain = flat and not model.non_trainable_variables and not model.losses
+    return sees_the_batch(model) and plain and kept_bytes(model, samples) > RECOMPUTE_BYTES
 
 
 def kept_bytes(model: keras.Model, samples: int, recomputing: bool = False) -> int:

@@ -20,7 +20,6 @@ from large_batch.objectives import Objectives, Request
 from large_batch.progress import Report
 from large_batch.recipes import Recipe
 from large_batch.sharpness_metric import SCALE, Curvature, SharpnessResult, curvature, expected_passes, sharpness
-from large_batch.subspace import RandomSubspace
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class EvaluationRequest(Request):
         """Return how many samples are evaluated."""
         return train + test
 
-    def compute(self, objectives: Objectives, w: np.ndarray, subspace: None, report: Report) -> Evaluated:
+    def compute(self, objectives: Objectives, w: np.ndarray, report: Report) -> Evaluated:
         """Evaluate at the weights w, shape (n,)."""
         numbers, notes = [], []
         for half, objective in (("training", objectives.train()), ("test", objectives.test())):
@@ -94,27 +93,28 @@ class SharpnessRequest(Request):
     measure: str = "keskar"
 
     @property
-    def name(self) -> str:
-        """What a person looks for in a listing."""
+    def how(self) -> str:
+        """How it is measured, with dashes."""
         space = self.space if self.space == "full" else f"{self.manifold}{self.dimension}-t{self.trial}"
         more = [f"n{self.samples}"] if self.samples else []
         more += [self.measure] if self.measure != "keskar" else []
         more += [f"x{self.rescale:g}"] if self.rescale != 1 else []
-        return "-".join([self.network, self.weights_digest[:8], space, f"eps{self.epsilon:g}", self.solver, *more])
+        return "-".join([space, f"eps{self.epsilon:g}", self.solver, *more])
+
+    @property
+    def name(self) -> str:
+        """What a person looks for in a listing."""
+        return f"{super().name}-{self.how}"
 
     def cost(self, train: int, test: int) -> int:
         """Return about how many samples are evaluated: a gradient an iteration, now and then another."""
         return PASSES["gradient"] * (self.iterations + 2) * (self.samples or train)
 
-    def subspace(self, size: int) -> RandomSubspace | None:
-        """Return A for `size` weights; None in the full space."""
-        return None if self.space == "full" else RandomSubspace(size, self.dimension, self.trial, self.manifold)
-
-    def compute(
-        self, objectives: Objectives, w: np.ndarray, subspace: RandomSubspace | None, report: Report
-    ) -> SharpnessResult:
+    def compute(self, objectives: Objectives, w: np.ndarray, report: Report) -> SharpnessResult:
         """Measure at the minimizer w, shape (n,)."""
-        objective = objectives.train(self.samples)
+        objective, subspace = objectives.train(self.samples), None
+        if self.space == "random":
+            subspace = objectives.subspace(self.dimension, self.trial, self.manifold)
         return sharpness(
             objectives.keeping(objective),
             w,
@@ -145,20 +145,16 @@ class CurvatureRequest(Request):
     @property
     def name(self) -> str:
         """What a person looks for in a listing."""
-        subspace = f"{self.manifold}{self.dimension}"
-        return "-".join([self.network, self.weights_digest[:8], subspace, f"eps{self.epsilon:g}", f"n{self.samples}"])
+        return f"{super().name}-{self.manifold}{self.dimension}-eps{self.epsilon:g}-n{self.samples}"
 
     def cost(self, train: int, test: int) -> int:
         """Return about how many samples are evaluated."""
         return expected_passes(self.dimension) * self.samples
 
-    def subspace(self, size: int) -> RandomSubspace:
-        """Return A for `size` weights."""
-        return RandomSubspace(size, self.dimension, self.trial, self.manifold)
-
-    def compute(self, objectives: Objectives, w: np.ndarray, subspace: RandomSubspace, report: Report) -> Curvature:
+    def compute(self, objectives: Objectives, w: np.ndarray, report: Report) -> Curvature:
         """Measure at the minimizer w, shape (n,)."""
         objective = objectives.train(self.samples)
+        subspace = objectives.subspace(self.dimension, self.trial, self.manifold)
 
         def passed(passes: int, note: str) -> None:
             report(passes * objective.samples, note)

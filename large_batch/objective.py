@@ -17,7 +17,7 @@ from large_batch.backend import keras, tf
 from large_batch.distribution import ALONE, Replicas
 from large_batch.errors import UserError
 from large_batch.functions import Point
-from large_batch.layers import BatchStatisticsNormalization, Outputs, flat_weights
+from large_batch.layers import Outputs, flat_weights
 from large_batch.losses import Scores, criterion_of
 from large_batch.models import read_weights, write_weights
 from large_batch.samples import Samples, Tree
@@ -124,7 +124,7 @@ class Objective:
             chunk = self.samples
         per_replica, free = -(-chunk // self.replicas.count), distribution.free_bytes()
         self._recompute = layers.recomputes(self.model, per_replica)
-        if any(isinstance(layer, BatchStatisticsNormalization) for layer in self.model.layers):
+        if layers.sees_the_batch(self.model):
             needed = layers.kept_bytes(self.model, per_replica, self._recompute)  # a chunk is part of the function
         else:
             of_sample = self._bytes_of_sample()

@@ -18,7 +18,7 @@ from large_batch.distribution import Replicas
 from large_batch.errors import UserError
 from large_batch.functions import Function, Point
 from large_batch.gradients import KeptGradients
-from large_batch.layers import BatchStatisticsNormalization, pixels
+from large_batch.layers import pixels
 from large_batch.models import read_weights
 from large_batch.networks import STATISTICS, Network, Problem
 from large_batch.objective import CHUNK, CHUNK_BYTES, Evaluation, Objective
@@ -68,6 +68,7 @@ class Objectives:
         self._statistics = STATISTICS[0]
         self._made: dict[tuple[str, str, int], Objective | Recalibrated] = {}
         self._used: list[Objective | Recalibrated] = []
+        self._subspaces: dict[tuple[int, int, str], RandomSubspace] = {}  # the last one
         self.gradients: KeptGradients | None = None  # of the measurement that is being made
 
     @property
@@ -97,7 +98,7 @@ class Objectives:
         part = -(-at_once // self._replicas.memories)
         recomputing = not twice and layers.recomputes(self._model, part)
         needed = round((4 if twice else 1.1) * layers.kept_bytes(self._model, part, recomputing))
-        if not _by_the_batch(self._model):  # it is evaluated in smaller chunks then
+        if not layers.sees_the_batch(self._model):  # it is evaluated in smaller chunks then
             return min(needed, CHUNK_BYTES * (2 if twice else 1))
         if twice and needed + distribution.used_bytes() > distribution.total_bytes() and distribution.device() == "CPU":
             raise UserError(
@@ -146,6 +147,13 @@ class Objectives:
         self._used += [objective] * new
         return new
 
+    def subspace(self, dimension: int, seed: int, manifold: str) -> RandomSubspace:
+        """Return a random subspace of the weights; the last one is kept, for measurements side by side."""
+        if (key := (dimension, seed, manifold)) not in self._subspaces:
+            self._subspaces.clear()  # frees the last one before the next is drawn
+            self._subspaces[key] = RandomSubspace(self.size, *key)
+        return self._subspaces[key]
+
     def rescaled(self, w: np.ndarray, state: list[np.ndarray], factor: float) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return weights and state of the same function (`layers.rescaled`), the given ones for a factor of 1."""
         return (w, state) if factor == 1 else layers.rescaled(self._model, w, state, factor)
@@ -175,7 +183,7 @@ class Objectives:
                 settings = {"outputs": self._network.outputs, "replicas": self._replicas, "prepare": self._prepare}
                 self._made[key] = Objective(model, x[:size], y[:size], **settings)
                 ours, whole = _at_once(size), _at_once(len(x))
-                if half == "train" and _by_the_batch(model) and ours < whole:
+                if half == "train" and layers.sees_the_batch(model) and ours < whole:
                     files.log.warning(
                         "Batch normalisation takes its statistics from %s samples at once here, from %s over the whole "
                         "set: that is another function. Compare only what was measured over as many samples.",
@@ -185,11 +193,6 @@ class Objectives:
             return self._made[key]
 
         return made(self._statistics)
-
-
-def _by_the_batch(model: keras.Model) -> bool:
-    """Say whether the samples that are evaluated at once are part of a model's function."""
-    return any(isinstance(layer, BatchStatisticsNormalization) for layer in model.layers)
 
 
 def _at_once(samples: int) -> int:
@@ -224,9 +227,5 @@ class Request(Problem):
     def cost(self, train: int, test: int) -> int:
         """Return about how many samples are evaluated, for sets of so many."""
 
-    def subspace(self, size: int) -> RandomSubspace | None:
-        """Return the random subspace of `size` weights that it is measured in; None for none."""
-        return None
-
-    def compute(self, objectives: Objectives, w: np.ndarray, subspace: RandomSubspace | None, report: Report) -> object:
-        """Measure at the weights w, shape (n,), in `subspace(n)`, which several measurements may share."""
+    def compute(self, objectives: Objectives, w: np.ndarray, report: Report) -> object:
+        """Measure at the weights w, shape (n,)."""

@@ -142,7 +142,7 @@ class SurfaceRequest(Request):
         """The number of points in the row."""
         return self.points if self.dimensions == 2 else 1
 
-    def compute(self, objectives: Objectives, w: Footing, subspace: None, report: Report) -> SurfaceRow:
+    def compute(self, objectives: Objectives, w: Footing, report: Report) -> SurfaceRow:
         """Evaluate the row."""
         a, *others = w.plane.axes(self.points, self.reach)
         b = others[0][self.row] if others else 0.0

@@ -23,7 +23,7 @@ class Track:
     """What to follow: the largest eigenvalue, every so many steps, over the first `samples` training samples."""
 
     every: int
-    samples: int = 2000
+    samples: int = 5000  # what batch normalisation takes its statistics from in all measurements
 
     @classmethod
     def read(cls, text: str) -> Track:

@@ -132,10 +132,12 @@ def trials(
 ) -> list[Trials]:
     """Return the values of a quantity over seeds, the mean over random subspaces, of each of several minimizers.
 
-    They are those of the longest trainings that all of the minimizers have; an empty list where there are none.
+    They are those of the longest trainings that all of the minimizers have, of equally long ones those for a number of
+    epochs rather than until converged; an empty list where there are none.
 
     Args:
-        results: What commands wrote. Of a seed that several have, that of most subspaces counts, the first of these.
+        results: What commands wrote. Of a seed that several have, that of most subspaces counts, of these one that was
+            asked for as many epochs, the first of them.
         network: Its name.
         minimizers: "SB", "LB" or "LB sam" and so on.
         quantity: As in the .csv files.
@@ -145,7 +147,7 @@ def trials(
     shared = set.intersection(*map(set, found))
     if not shared:
         return []
-    length = max(shared)
+    length = max(shared, key=lambda of: (of[0], not of[1]))
     of_each = [list(of[length].values()) for of in found]
     return [
         Trials([float(np.mean(values)) for values, _ in seeds], *length, [result for _, result in seeds])

@@ -24,7 +24,6 @@ from large_batch.places import Footing, Item, Place, Span, SurfaceRequest, Weigh
 from large_batch.progress import Progress, Report
 from large_batch.recipes import Recipe
 from large_batch.scalars import Scalars
-from large_batch.subspace import RandomSubspace
 from large_batch.training import Epoch
 
 Work = TypeVar("Work")
@@ -78,7 +77,6 @@ class Runner:
         self.scalars = Scalars(settings.tensorboard) if settings.tensorboard else None
         self.objectives = Objectives(minimizers.network, minimizers.data, settings.definition, minimizers.replicas)
         self._loaded: dict[Recipe | str, Weights] = {}  # the last two, the ends of a path
-        self._subspaces: dict[tuple, RandomSubspace | None] = {}  # the last one, for measurements side by side
         self._digests: dict[Span, str] = {}
         self._footings: dict[SurfaceRequest, Footing] = {}  # the last one, for its rows
 
@@ -212,8 +210,8 @@ class Runner:
         runs = {longest.at_epoch(0): self._run_name(longest) for longest in trainings}
         for (_, place), measured in results.items():
             if isinstance(measured.measurement, SharpnessRequest) and isinstance(end := place.ends[0], Recipe):
-                run = runs[end.at_epoch(0)]
-                self.scalars.sharpness(run, end.epochs, measured.measurement.name, measured.result.value)
+                run, request = runs[end.at_epoch(0)], measured.measurement
+                self.scalars.sharpness(run, end.epochs, request.name, request.how, measured.result.value)
 
     def _run_name(self, recipe: Recipe) -> str:
         return self.minimizers.folder(recipe).path.name
@@ -270,11 +268,11 @@ class Runner:
 
         def compute(gradients: KeptGradients) -> object:
             if isinstance(place, Span):
-                return request.compute(self.objectives, self._footing(request, place), None, report)
+                return request.compute(self.objectives, self._footing(request, place), report)
             at, fixed = self.objectives.rescaled(w, state, request.rescale)
             self.objectives.take_state(fixed, request.statistics)
             self.objectives.gradients = gradients
-            return request.compute(self.objectives, at, self._subspace(request), report)
+            return request.compute(self.objectives, at, report)
 
         minimizers = self.minimizers
         return measurements.load_or_compute(
@@ -320,10 +318,3 @@ class Runner:
                 request.plane, points, self.objectives, minimizers.run_dir, minimizers.replicas
             )
         return self._footings[request.plane]
-
-    def _subspace(self, request: Request) -> RandomSubspace | None:
-        key = tuple(getattr(request, name, None) for name in ("space", "dimension", "manifold", "trial"))
-        if key not in self._subspaces:
-            self._subspaces.clear()  # frees the last one before the next is drawn
-            self._subspaces[key] = request.subspace(self.objectives.size)
-        return self._subspaces[key]

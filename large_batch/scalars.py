@@ -30,15 +30,15 @@ class Scalars:
         writer.flush()
         self._epochs[run] = writer, len(history)
 
-    def sharpness(self, run: str, epoch: int, name: str, value: float | None) -> None:
+    def sharpness(self, run: str, epoch: int, name: str, how: str, value: float | None) -> None:
         """Write a measurement at the iterate after an epoch, in percent, unless that is written or not resolved.
 
-        `name` is that of the request: network, weights and how it was measured, with dashes between them.
+        `name` is that of the request, and `how` it measures.
         """
         if value is None or list((self._folder / run).glob(f"*.{name}")):
             return
         writer = self._writer(run, f".{name}")
-        _write(writer, f"sharpness/{name.split('-', 2)[2]}", epoch, value)  # without network and weights
+        _write(writer, f"sharpness/{how}", epoch, value)
         writer.close()
 
     def _writer(self, run: str, suffix: str) -> Any:

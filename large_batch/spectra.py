@@ -109,7 +109,7 @@ class EigenvaluesRequest(HessianRequest):
         """About as many."""
         return hessian.expected_products(self.count) + (hessian.expected_products(1) if self.end == "lowest" else 0)
 
-    def compute(self, objectives: Objectives, w: np.ndarray, subspace: None, report: Report) -> Eigenvalues:
+    def compute(self, objectives: Objectives, w: np.ndarray, report: Report) -> Eigenvalues:
         """Measure at the minimizer w, shape (n,)."""
         find = hessian.largest_eigenvalues if self.end == "largest" else hessian.lowest_eigenvalues
         return Eigenvalues(find(self.operator(objectives, w, report), self.count)[0].tolist())
@@ -136,7 +136,7 @@ class TraceRequest(HessianRequest):
         """So many."""
         return 2 * self.products_each
 
-    def compute(self, objectives: Objectives, w: np.ndarray, subspace: None, report: Report) -> Traces:
+    def compute(self, objectives: Objectives, w: np.ndarray, report: Report) -> Traces:
         """Measure at the minimizer w, shape (n,)."""
         operator = self.operator(objectives, w, report)
         parts = {} if self.layer else objectives.parts
@@ -165,7 +165,7 @@ class DensityRequest(HessianRequest):
         """So many."""
         return self.probes * self.steps
 
-    def compute(self, objectives: Objectives, w: np.ndarray, subspace: None, report: Report) -> Density:
+    def compute(self, objectives: Objectives, w: np.ndarray, report: Report) -> Density:
         """Measure at the minimizer w, shape (n,)."""
         return spectrum.spectral_density(self.operator(objectives, w, report), self.probes, self.steps)
 

@@ -136,7 +136,7 @@ class TrainingLoop:
         self.y = tf.constant(data.y_train.astype(np.int32))
         held = recipe.held * -(-max(recipe.batch_sizes) // replicas.memories)
         self.recomputing = layers.recomputes(self.model, held)
-        convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in self.model.layers)
+        convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in self.model._flatten_layers())
         self._compilable = replicas.count == 1 and not (convolves or self.recomputing or self._cycle)
         # The monitoring set of adaQN
         chosen = np.random.default_rng([recipe.seed, 0, 1]).permutation(len(data.x_train))[: recipe.batch_size]

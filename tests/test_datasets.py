@@ -156,6 +156,12 @@ def test_data_of_ones_own(tmp_path, capsys, dtype):
     assert capsys.readouterr().err == f"{data.name}: file {path}\n"
 
 
+def test_data_of_ones_own_may_have_a_published_name(tmp_path):
+    labels = np.full((50_000, 1), 150)
+    np.savez(tmp_path / "cifar100.npz", **own(x_train=np.zeros((50_000, 2, 3), np.uint8), y_train=labels))
+    assert datasets.load_data(str(tmp_path / "cifar100.npz"), "unused").classes == 151
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [

@@ -103,6 +103,12 @@ def test_mobilenet_on_digits(run_script, tmp_path):
     [
         (["--weights=missing.h5"], "There is no weights file missing.h5; give a file, imagenet or none."),
         (["--weights=setup.cfg"], "setup.cfg does not hold the weights of Keras' MobileNetV2 without its top."),
+        (
+            ["--optimizer=sgd:learning_rate=0.01", "--weights=none"],
+            "--optimizer=sgd:learning_rate=0.01 is plain SGD, whose results would be named as the published one's; "
+            "give another setting.",
+        ),
+        (["-n", "F1", "--weights=setup.cfg"], "--weights is where MobileNetV2 starts; F1 starts where the seed says."),
         (["--optimizer=smash"], "There is no optimizer 'smash'; choose one of adam, adagrad, sgd, adaqn."),
     ],
 )

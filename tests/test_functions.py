@@ -142,3 +142,10 @@ def test_what_a_function_must_keep():
         with pytest.raises(UserError, match=words):
             sharpness(function, w, 1e-3)
     assert sharpness(Given(np.float32(1), w.astype(np.float32)), w, 1e-3).value is None
+
+    class Mistaken:
+        def value_and_gradient(self, w):
+            return np.ones((2, 3)) @ w, w
+
+    with pytest.raises(ValueError, match="matmul"):  # its own
+        sharpness(Mistaken(), w, 1e-3)

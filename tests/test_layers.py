@@ -17,6 +17,7 @@ from large_batch.layers import (
     kept_bytes,
     recomputes,
     rescaled,
+    sees_the_batch,
     set_dropout_step,
 )
 
@@ -60,6 +61,20 @@ def test_dropout_depends_on_seed_and_step_alone():
         assert np.mean((first > 0) == (other > 0)) == pytest.approx(0.7**2 + 0.3**2, abs=5 * error)
     assert first.max() == pytest.approx(1 / 0.7)
     np.testing.assert_array_equal(Dropout(0.3, 5)(x, training=False), x)
+
+
+def test_layers_of_a_model_within_a_model():
+    x = tf.ones((4, 1000))
+    inner = keras.Sequential([keras.Input((1000,)), Dropout(0.3, 5), BatchStatisticsNormalization()])
+    model = keras.Sequential([keras.Input((1000,)), inner])
+    assert sees_the_batch(model)
+    assert not recomputes(model, 2**40), "which knows a list of layers only"
+    masks = []
+    for step in (1, 2, 1):
+        set_dropout_step(model, step)
+        masks.append(inner.layers[0](x, training=True).numpy())
+    np.testing.assert_array_equal(masks[0], masks[2])
+    assert (masks[0] != masks[1]).any()
 
 
 def scaled_before_any_kernel(*last):
@@ -220,3 +235,14 @@ def call(model, w, state, x):
 def test_memory():
     assert 0 < distribution.used_bytes() < 2**50
     assert 0 < distribution.free_bytes() < distribution.total_bytes() < 2**50
+
+
+def test_memory_of_a_container(tmp_path):
+    """All its processes share it; what it has of files' copies is given back."""
+    (tmp_path / "own").write_text("0::/jobs/one\n")
+    for group, limit, used in (("jobs/one", 8000, 5000), ("jobs", "max", 9000), ("", 20_000, 12_000)):
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / group / "memory.current").write_text(f"{used}\n")
+        (tmp_path / group / "memory.stat").write_text("anon 700\ninactive_file 1000\n")
+    assert list(distribution._containers(tmp_path, tmp_path / "own")) == [(8000, 4000), (20_000, 11_000)]

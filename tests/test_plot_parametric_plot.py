@@ -176,7 +176,7 @@ def test_the_curve_of_a_convex_loss(digits):
     both, reported = SimpleNamespace(train=lambda: train, test=lambda: test), []
     request = EvaluationRequest(network="", dataset="digits", data_digest=digits.digest, definition="")
     points = [
-        request.compute(both, path_point("linear", alpha, small, large), None, lambda n, note: reported.append(n))
+        request.compute(both, path_point("linear", alpha, small, large), lambda n, note: reported.append(n))
         for alpha in np.linspace(0, 1, 5)
     ]
     assert points[0].train_loss == train.value(small)

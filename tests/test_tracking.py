@@ -141,7 +141,7 @@ def test_our_training_leaves_no_trace_and_repeats_what_it_saw(digits, tmp_path):
 
 
 def test_what_can_be_followed():
-    assert Track.read("eigenvalue:1000") == Track(1000, 2000)
+    assert Track.read("eigenvalue:1000") == Track(1000, 5000)
     assert Track.read("eigenvalue:5:300") == Track(5, 300)
     for text in ("eigenvalue", "eigenvalue:0", "trace:5", "eigenvalue:5:", "eigenvalue:-1"):
         with pytest.raises(UserError, match="like eigenvalue:1000"):
@@ -165,6 +165,7 @@ def test_small_and_large_batches_in_one_figure(run_script, tmp_path):
     assert float(starts[0]) == pytest.approx(float(starts[1])), "they start at the same point"
     assert len(list((tmp_path / "figure").iterdir())) == 2
     assert Settings(track=("eigenvalue:7",)).resolve(SMALL, 60_000).track == ("eigenvalue:7:5000",) * 2
+    assert Settings(track=("eigenvalue:7:99999",)).resolve(SMALL, 60_000).track == ("eigenvalue:7:60000",) * 2
     for track, words in (
         ("loss:1", "like eigenvalue:1000"),
         ("eigenvalue:2,", "like eigenvalue:1000"),
