@@ -42,7 +42,7 @@ class Settings(cli.TrialSettings):
         None,
         f"Batch sizes, with commas; default: {SMALLEST}, 128, 256 and so on to half of the training set, "
         "as far as the memory suffices.",
-        lambda sizes: f"b{'-'.join(map(str, sizes))}",
+        cli.sizes_word,
         whole=True,
     )
 

@@ -84,12 +84,11 @@ def main(settings: Settings) -> None:
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)
     settings = experiment.settings
-    batches = {"SB": settings.small_batch, "LB": settings.large_batch}
     recipes = {
         label: experiment.recipe(batch, track=track)
-        for (label, batch), track in zip(batches.items(), settings.track, strict=True)
+        for (label, batch), track in zip(settings.batches.items(), settings.track, strict=True)
     }
-    steps = {label: -(-len(experiment.data.x_train) // batch) for label, batch in batches.items()}
+    steps = {label: -(-len(experiment.data.x_train) // batch) for label, batch in settings.batches.items()}
     samples = check(recipes, steps)
     # Run
     if Runner(experiment.minimizers, settings).run(list(recipes.values()), []) is None:

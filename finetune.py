@@ -61,7 +61,7 @@ class Settings(cli.RepeatedSettings):
         "imagenet", "Where MobileNetV2 starts: imagenet, none, or a file of Keras' without its top.", weights_word
     )
     batch_sizes: tuple[int, ...] = setting(
-        tuple(paper.FINE_TUNED), "Batch sizes, with commas.", lambda sizes: f"b{'-'.join(map(str, sizes))}", whole=True
+        tuple(paper.FINE_TUNED), "Batch sizes, with commas.", cli.sizes_word, whole=True
     )
 
     def check(self) -> None:

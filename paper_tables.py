@@ -153,7 +153,7 @@ def recipes(experiment: Experiment, minimizer: str) -> list[Recipe]:
         method = {"remedies": (*always, how)}
     elif how:
         method = {"optimizer": SETTINGS.get(how, how)}
-    batch = {"SB": settings.small_batch, "LB": settings.large_batch}[side]
+    batch = settings.batches[side]
     return [experiment.recipe(batch, seed, **method) for seed in settings.seeds]
 
 

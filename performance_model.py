@@ -148,7 +148,7 @@ def report(experiment: Experiment) -> None:
     from large_batch.runner import Runner
 
     settings = experiment.settings
-    batches = settings.small_batch, settings.large_batch
+    batches = tuple(settings.batches.values())
     recipes: list[list[Recipe]] = [[experiment.recipe(batch, seed) for batch in batches] for seed in settings.seeds]
     every = [recipe for pair in recipes for recipe in pair]
     for recipe in () if settings.retrain else every:

@@ -76,7 +76,7 @@ def rms_difference(alphas: list[float], points: list[Evaluated], original: list[
     Losses (nats) are compared clipped, as the original's are; accuracies in percent points.
     """
     published = [point.alpha for point in original]
-    within = [bool(original) and published[0] <= alpha + 1e-9 <= published[-1] + 2e-9 for alpha in alphas]
+    within = [bool(original) and published[0] - 1e-9 <= alpha <= published[-1] + 1e-9 for alpha in alphas]
     inside = [i for i, point in enumerate(points) if within[i] and not point.note]
     differences = {}
     for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy") if inside else ():
@@ -90,12 +90,12 @@ def rows(alphas: list[float], curves: dict[str, list[Evaluated]]) -> list[dict]:
     """Return the rows of the .csv file, a point each, with policies and notes where there are some."""
     noted = any(point.note for points in curves.values() for point in points)
     left_out = (set() if noted else {"note"}) | (set() if len(curves) > 1 else {"statistics"})
-    return [
-        {name: value for name, value in found.items() if name not in left_out}
+    found = [
+        {"statistics": policy, "alpha": alpha} | asdict(point)
         for policy, points in curves.items()
         for alpha, point in zip(alphas, points, strict=True)
-        for found in [{"statistics": policy, "alpha": alpha} | asdict(point)]
     ]
+    return [{name: value for name, value in row.items() if name not in left_out} for row in found]
 
 
 def not_finite(alphas: list[float], points: list[Evaluated]) -> dict:

@@ -66,7 +66,7 @@ def main(settings: Settings) -> None:
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)
     settings = experiment.settings
-    ends = {"SB": experiment.recipe(settings.small_batch), "LB": experiment.recipe(settings.large_batch)}
+    ends = {label: experiment.recipe(batch) for label, batch in settings.batches.items()}
     effort = Effort(settings.curvature_samples, settings.probes, settings.steps)
     runner = Runner(experiment.minimizers, settings)
     layers = ["", *(runner.objectives.parts if settings.by_layer else ())]

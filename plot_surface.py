@@ -125,7 +125,7 @@ def spans(experiment: Experiment) -> dict[str, tuple[Span, tuple[str, ...]]]:
     from large_batch.places import Span
 
     settings = experiment.settings
-    known = {"SB": experiment.recipe(settings.small_batch), "LB": experiment.recipe(settings.large_batch)}
+    known = {label: experiment.recipe(batch) for label, batch in settings.batches.items()}
     known["start"] = known["SB"].at_epoch(0)
     names = settings.chosen
     ends = {name: known.get(name, name) for name in names}

@@ -37,9 +37,7 @@ ALL = (*MEASURES, *HESSIAN_MEASURES)
 class Settings(cli.TrialSettings):
     """The flags."""
 
-    batch_sizes: tuple[int, ...] = setting(
-        (256, 1024, 6000), "Batch sizes, with commas.", lambda sizes: f"b{'-'.join(map(str, sizes))}", whole=True
-    )
+    batch_sizes: tuple[int, ...] = setting((256, 1024, 6000), "Batch sizes, with commas.", cli.sizes_word, whole=True)
     at: tuple[int, ...] | None = setting(
         None, "Epochs whose iterates are measured, with commas; default: the last.", cli.list_word("at"), whole=True
     )

@@ -147,7 +147,9 @@ def lengths(results: Sequence[Result]) -> str:
     trials = [1 if one.script == "sharpness" else count for one, count in zip(results, trials, strict=True)]
     (few, many), (one, several) = ((min(numbers), max(numbers)) for numbers in (epochs, trials))
     words = f"{few} - {many} epochs" if few < many else f"{few} epochs"
-    return f"{words}, {one} - {several} trials" if one < several else f"{words}, {one} trial" + "s" * (one > 1)
+    if one < several:
+        return f"{words}, {one} - {several} trials"
+    return f"{words}, {one} trials" if one > 1 else f"{words}, 1 trial"
 
 
 def anchor(path: Path) -> str:
@@ -184,8 +186,9 @@ def described(path: Path) -> str:
 def cells(row: dict[str, Any], results: Sequence[Result], result: Result) -> list[str]:
     """Return the cells of a row of a result's table; of sharpness with the largest that any solver found."""
     known = [value for value in row["values"] if value is not None]
-    some = f" ({len(known)} of {len(row['values'])})" * (len(known) < len(row["values"]))
-    ours = paper.Spread.of(known).rounded() + some if known else "-"
+    ours = paper.Spread.of(known).rounded() if known else "-"
+    if 0 < len(known) < len(row["values"]):
+        ours += f" ({len(known)} of {len(row['values'])})"
     theirs = str(paper.Spread(**row["paper"])) if row["paper"] else "-"
     where = {"epsilon": row["epsilon"], "epochs": result.setting("epochs")}
     full = row["space"] == "full"

@@ -184,7 +184,7 @@ def main(settings: Settings) -> None:
     settings = experiment.settings
     runner, ends = Runner(experiment.minimizers, settings), {"given": settings.weights}
     if not settings.weights:
-        ends = {"SB": experiment.recipe(settings.small_batch), "LB": experiment.recipe(settings.large_batch)}
+        ends = {label: experiment.recipe(batch) for label, batch in settings.batches.items()}
     factors = () if settings.rescale == (1.0,) else settings.rescale
     how = {"statistics": settings.statistics}
     same = [experiment.request(EvaluationRequest, rescale=factor, **how) for factor in factors]
@@ -242,7 +242,7 @@ def sharp(experiment: Experiment, ends: dict, results: dict[str, list[Measured]]
     ]
     measures = set(experiment.settings.measure)
     what = "Metric 2.1" if measures == {"keskar"} else "Measures of sharpness"
-    return what + " (percent)" * (measures <= MEASURES.keys()), text, rows
+    return f"{what} (percent)" if measures <= MEASURES.keys() else what, text, rows
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def judge(
         losses = [np.array([solution.train_loss for solution in group]) for group in paths]
         sharpness = [sharpness_array(group, epsilon) for group in paths]
         judged.append(
-            claims.sharpness_paths(*map(claims.Path, losses, sharpness), epsilon, experiment.sharpness_spread)
+            claims.sharpness_paths(*map(claims.Iterates, losses, sharpness), epsilon, experiment.sharpness_spread)
         )
     return judged
 
@@ -86,8 +86,9 @@ def main(settings: Settings) -> None:
     # Recipes
     experiment = Experiment.begin(settings, network_zoo.get)
     settings = experiment.settings
-    batches = {"SB": settings.small_batch, "LB": settings.large_batch}
-    ends = {regime: [experiment.recipe(size, seed) for seed in settings.seeds] for regime, size in batches.items()}
+    ends = {
+        regime: [experiment.recipe(size, seed) for seed in settings.seeds] for regime, size in settings.batches.items()
+    }
     kept = sorted({*range(0, settings.epochs, settings.every), settings.epochs})
     iterates = {regime: [recipes[0].at_epoch(epoch) for epoch in kept] for regime, recipes in ends.items()}
     # Run

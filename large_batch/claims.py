@@ -80,7 +80,7 @@ def distances(ratios: list[float]) -> Claim:
 
 
 @dataclass(frozen=True)
-class Path:
+class Iterates:
     """Iterates of a training in order of their epochs, arrays of shape (k,): cross-entropy (nats) and sharpness."""
 
     loss: np.ndarray
@@ -92,10 +92,10 @@ class Path:
         logs = np.interp(np.log(loss), np.log(self.loss[order]), np.log(self.sharpness[order]))
         return float(np.exp(logs))
 
-    def resolved(self) -> "Path":
+    def resolved(self) -> "Iterates":
         """Return the iterates whose sharpness is known."""
         known = ~np.isnan(self.sharpness)
-        return Path(self.loss[known], self.sharpness[known])
+        return Iterates(self.loss[known], self.sharpness[known])
 
     @property
     def late_sharpness(self) -> float:
@@ -107,7 +107,7 @@ def _geometric_mean(values: np.ndarray) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def sharpness_paths(small: Path, large: Path, epsilon: float, spread: float | None) -> Claim:
+def sharpness_paths(small: Iterates, large: Iterates, epsilon: float, spread: float | None) -> Claim:
     """Judge section 3 with Figure 6, from one training each; the first iterate of both is the starting point.
 
     `spread` is the deviation over seeds of the logarithm of LB's sharpness per SB's that is known from other runs.
@@ -131,7 +131,7 @@ def sharpness_paths(small: Path, large: Path, epsilon: float, spread: float | No
     )
 
 
-def _compared(small: Path, large: Path, spread: float | None) -> tuple[str, str]:
+def _compared(small: Iterates, large: Iterates, spread: float | None) -> tuple[str, str]:
     """Return what two paths show, in words, and the verdict."""
     level = max(small.loss[1:].min(), large.loss[1:].min())
     rise = large.late_sharpness / large.sharpness[0]

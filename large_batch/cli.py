@@ -18,7 +18,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from absl import flags
 
@@ -58,6 +59,11 @@ def list_word(prefix: str) -> Callable[[tuple], str]:
     return lambda values: "-".join(f"{prefix}{value}" for value in values)
 
 
+def sizes_word(sizes: tuple[int, ...]) -> str:
+    """Return the word of batch sizes."""
+    return f"b{'-'.join(map(str, sizes))}"
+
+
 def named_word(text: str) -> str:
     """Return the word of things chosen by name (`named.split`)."""
     return re.sub("[:,]", "-", text).replace("=", "")
@@ -95,13 +101,13 @@ class Settings:
     )
     optimizer: str = setting(
         "adam",
-        "adam, adagrad, sgd or adaqn, with settings as in sgd:momentum=0.9,learning_rate=0.1; see optimizers.py.",
+        f"{', '.join(named.OPTIMIZERS)}, with settings as in sgd:momentum=0.9,learning_rate=0.1; see optimizers.py.",
         named_word,
         "What to train",
     )
     remedy: str | None = setting(
         None,
-        "What changes the training, with commas: augment, conservative, adversarial, stability, sam, asam; with "
+        f"What changes the training, with commas: {', '.join(named.REMEDIES)}; with "
         "settings as in augment,sam:radius=0.1; see remedies.py.",
         named_word,
         "What to train",
@@ -169,6 +175,11 @@ class PairSettings(Settings):
         None, "Samples a large batch; default: 10 % of the training set.", "lb{}", "What to train", least=1
     )
 
+    @property
+    def batches(self) -> dict[str, int]:
+        """The batch sizes by the role of the minimizer."""
+        return {"SB": self.small_batch, "LB": self.large_batch}
+
     def resolve(self, network: Any, samples: int) -> PairSettings:
         """Fill in the batch sizes."""
         small = self.small_batch or network.small_batch(samples)
@@ -220,9 +231,9 @@ def define_flags(settings: type[Settings]) -> None:
     """Define a flag for each field."""
     types = get_type_hints(settings)
     for part in dataclasses.fields(settings):
-        name, data, kind = part.name, part.metadata, _base(types[part.name])
+        name, data, (kind, several) = part.name, part.metadata, _kind(types[part.name])
         common = {"module_name": data["group"], "short_name": SHORT_NAMES.get(name)}
-        if kind is tuple:
+        if several:
             default = None if part.default is None else ",".join(f"{value}" for value in part.default)
             flags.DEFINE_string(name, default, data["help"], **common)
         elif "choices" in data:
@@ -236,22 +247,19 @@ def define_flags(settings: type[Settings]) -> None:
             define(name, part.default, data["help"], **common)
 
 
-def _base(hint: Any) -> type:
-    """Return the type of a setting that may be None, tuple for one of several values."""
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
-    return tuple if "tuple" in str(hint) else kinds[0]
+def _kind(hint: Any) -> tuple[type, bool]:
+    """Return the type of a setting's values, and whether it has several; it may be None, too."""
+    if isinstance(hint, UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    return (get_args(hint)[0], True) if get_origin(hint) is tuple else (hint, False)
 
 
 def read(settings: type[Settings]) -> Settings:
     """Return the settings that the command line names; raises `UserError` for lists that cannot be read."""
     types, values = get_type_hints(settings), {}
     for part in dataclasses.fields(settings):
-        value = FLAGS[part.name].value
-        if _base(types[part.name]) is tuple and value is not None:
-            value = _listed(part, value, float if "float" in str(types[part.name]) else str)
-            if "int" in str(types[part.name]):
-                value = tuple(map(int, value))
-        values[part.name] = value
+        value, (kind, several) = FLAGS[part.name].value, _kind(types[part.name])
+        values[part.name] = _listed(part, value, kind) if several and value is not None else value
     return settings(**values)
 
 

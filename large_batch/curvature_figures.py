@@ -39,7 +39,8 @@ def spectral_densities(densities: dict[str, dict[str, Density]], title: str) -> 
     figure = Figure(figsize=(10, 0.6 + 3.6 * len(densities)), layout="constrained")
     rows = figure.subplots(len(densities), 2, squeeze=False)
     for (layer, group), (left, right) in zip(densities.items(), rows, strict=True):
-        low, high = (edge(density.range[i] for density in group.values()) for i, edge in enumerate((min, max)))
+        lows, highs = zip(*(density.range for density in group.values()), strict=True)
+        low, high = min(lows), max(highs)
         width = max(density.width for density in group.values())
         eigenvalues = np.linspace(low - 5 * width, high + 5 * width, 4000)
         counted = np.geomspace(high * 1e-4, high, 400) if high > 0 else []

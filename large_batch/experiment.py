@@ -209,8 +209,9 @@ class Experiment:
         seeds = f"{settings.trials} trials" if several and settings.trials > 1 else f"seed {settings.seed}"
         data = datasets.TITLES.get(self.data.name, self.data.name) if self.known_data else self.data.name
         definition = f" ({settings.definition} definition)" if len(self.network.definitions) > 1 else ""
-        named = [settings.optimizer] * (settings.optimizer != self.usual.optimizer) + [settings.remedy or ""]
-        how = "".join(f", {text}" for text in (*named, "until converged" * settings.until_converged) if text)
+        optimizer = "" if settings.optimizer == self.usual.optimizer else settings.optimizer
+        end = "until converged" if settings.until_converged else ""
+        how = "".join(f", {text}" for text in (optimizer, settings.remedy, end) if text)
         return f"{what}\n{self.network.name} on {data}{definition}, {seeds}{how}"
 
     def published(self, solutions: Sequence[Solution]) -> dict[tuple[str, int], list[str]]:

@@ -43,7 +43,8 @@ class KeptGradients:
         """Return the function's value and gradient at w, shape (n,)."""
         path = self._folder / hashlib.sha256(self._setting + w.tobytes()).hexdigest()
         if (found := _read(path)) is not None:
-            self.seconds += found[0] * (path not in self._own)
+            if path not in self._own:
+                self.seconds += found[0]
             self._own.add(path)
             return float(found[1]), found[2:]
         began = time.monotonic()

@@ -333,10 +333,11 @@ def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Proven
     store.write_csv(folder.path / HISTORY, loop.state.history, Epoch)
     store.write_json(folder.path / PROVENANCE, origin)
     write_weights(loop.model, folder.path / END)
-    more = [TRACKED] if loop.recipe.track else []
-    for name in more:
-        store.write_csv(folder.path / name, [Tracked(**row) for row in loop.state.tracked], Tracked)
-    folder.seal(*MINIMIZER, *more, dropping=folder.names(CHECKPOINTS))
+    written = [*MINIMIZER]
+    if loop.recipe.track:
+        store.write_csv(folder.path / TRACKED, [Tracked(**row) for row in loop.state.tracked], Tracked)
+        written.append(TRACKED)
+    folder.seal(*written, dropping=folder.names(CHECKPOINTS))
 
 
 def _keep_iterate(

@@ -57,11 +57,11 @@ class QuasiNewton(keras.optimizers.Optimizer):
     def __init__(
         self,
         learning_rate: float,
-        pairs: int = 10,
-        gradients: int = 100,
-        growth: float = 1.01,
-        curvature: float = 1e-4,
-        epsilon: float = 1e-8,
+        pairs: int,
+        gradients: int,
+        growth: float,
+        curvature: float,
+        epsilon: float,
     ):
         super().__init__(learning_rate=learning_rate, name="adaqn")
         self.pairs, self.gradients = pairs, gradients
@@ -180,10 +180,29 @@ def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 @dataclass(frozen=True)
-class Adam:
+class Optimizer:
+    """The settings of an optimizer: `kept` is how many numbers it keeps for each weight, `cycle` after how many steps
+    it looks at all of them, if it does."""
+
+    kept: ClassVar[int]
+    cycle: ClassVar[int | None] = None
+
+    learning_rate: float
+
+    def build(self) -> keras.optimizers.Optimizer:
+        """Return the optimizer."""
+        raise NotImplementedError
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate once `epoch` epochs are finished."""
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
     """ADAM as the paper's own code has it, with the defaults of Keras 1."""
 
-    kept: ClassVar[int] = 2  # numbers for each weight, as in the other optimizers
+    kept: ClassVar[int] = 2
 
     learning_rate: float = number(1e-3)
     beta_1: float = number(0.9, most=1)
@@ -196,7 +215,7 @@ class Adam:
 
 
 @dataclass(frozen=True)
-class Adagrad:
+class Adagrad(Optimizer):
     """ADAGRAD (Duchi et al., 2011), Keras' own, with the learning rate and zero start of Keras 1.
 
     Keras 1 added an epsilon of 1e-8 to the root of the sum of squares; Keras 3 adds it to the sum, so it is squared.
@@ -226,7 +245,7 @@ class DecayedSGD(keras.optimizers.SGD):
 
 
 @dataclass(frozen=True)
-class Sgd:
+class Sgd(Optimizer):
     """SGD (Sutskever et al., 2013), Keras' own, with the learning rate of Keras 1.
 
     If asked for, it has momentum, the weight decay of `DecayedSGD`, and a learning rate that falls to 0 over `cosine`
@@ -253,7 +272,7 @@ class Sgd:
 
 
 @dataclass(frozen=True)
-class AdaQN:
+class AdaQN(Optimizer):
     """adaQN (Keskar & Berahas, 2016), see `QuasiNewton`, which keeps 2 pairs + gradients + 3 numbers for each weight.
 
     The cycle of 20 steps, 10 pairs, 100 gradients, the growth 1.01 and the curvature 1e-4 are the defaults of the
@@ -281,7 +300,6 @@ class AdaQN:
         return QuasiNewton(**settings)
 
 
-Optimizer = Adam | Adagrad | Sgd | AdaQN
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adagrad": Adagrad, "sgd": Sgd, "adaqn": AdaQN}
 
 

@@ -4,7 +4,8 @@ A remedy may change a batch, its loss, or the step. A recipe names any number of
 it is plain training. All randomness of a remedy comes from the key that it is given, which depends on (seed, step,
 place in the list) alone, so that a resumed training repeats it exactly.
 
-The next remedy is a data class here, and its name in `REMEDIES`.
+The next remedy is a data class here, and its name in `REMEDIES` and in `named.REMEDIES`, which the flags read before
+TensorFlow starts.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from large_batch import named
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 from large_batch.layers import normal, pixels
-from large_batch.named import number, split
+from large_batch.named import number
 
-__all__ = ["REMEDIES", "Loss", "Moment", "Remedy", "Step", "canonical", "key_of", "make", "split"]
+__all__ = ["REMEDIES", "Loss", "Moment", "Remedy", "Step", "canonical", "key_of", "make"]
 
 Weights = Sequence[tf.Tensor]
 # Takes the loss and a shard of a batch, changes the model, and returns the losses and logits before the change.

@@ -68,7 +68,7 @@ class Result:
         """How long was trained, and how often, in words."""
         trials = self.setting("trials") or 1
         seeds = f"seed {self.setting('seed', 0)}" if trials == 1 or self.script == "sharpness" else f"{trials} seeds"
-        return f"{self.setting('epochs')} epochs{UNTIL_CONVERGED * bool(self.setting('until_converged'))}, {seeds}"
+        return f"{self.setting('epochs')} epochs{UNTIL_CONVERGED if self.setting('until_converged') else ''}, {seeds}"
 
     @property
     def usual(self) -> bool:
@@ -121,7 +121,7 @@ class Trials:
     def length(self) -> str:
         """How long was trained, and how often, in words."""
         seeds = f"{len(self.values)} seeds" if len(self.values) > 1 else "one seed"
-        return f"{self.epochs} epochs{UNTIL_CONVERGED * self.until_converged}, {seeds}"
+        return f"{self.epochs} epochs{UNTIL_CONVERGED if self.until_converged else ''}, {seeds}"
 
     def __str__(self) -> str:
         return paper.Spread.of(self.values).rounded()

@@ -56,8 +56,8 @@ class Samples:
 
     def pieces(self, count: int) -> list[Samples]:
         """Return them in near-equal pieces."""
-        bounds = np.cumsum([0, *(len(piece) for piece in np.array_split(np.empty(len(self)), count))]).tolist()
-        return [self.rows(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+        places = np.array_split(np.arange(len(self)), count)
+        return [self.rows(int(piece[0]), int(piece[-1]) + 1) for piece in places]
 
     def tensors(self) -> tuple[Tree, Tree, Tree]:
         """Return x, y and weights as trees of tensors."""

@@ -91,23 +91,30 @@ def sharpness(
     """Return Metric 2.1 of `objective` at the minimizer `w`, shape (n,): 100 (max f(w + A y) - f(w)) / (1 + f(w)) over
     the box |y_i| <= eps (|(A^+ w)_i| + 1).
 
-    `measure` names the region, this box or another one in which the same is measured: |y_i| <= eps |(A^+ w)_i|
-    ("relative"), the ball |y| <= eps ("ball", as in SAM) or |y / (A^+ w)| <= eps ("adaptive", as in ASAM). Relative and
-    adaptive sharpness stay as they are where weights are rescaled without a change of the function (Dinh et al., 2017).
+    Args:
+        objective: An `Objective`, or any function of n weights that returns its gradient, too; it is checked at w first
+            (`functions.check`). With a `Point`, it is taken with the state of that point.
+        w: The minimizer, (n,).
+        eps: The half-width of the box, or the size of another region.
+        measure: The region: this box ("keskar"), |y_i| <= eps |(A^+ w)_i| ("relative"), the ball |y| <= eps ("ball", as
+            in SAM) or |y / (A^+ w)| <= eps ("adaptive", as in ASAM). Relative and adaptive sharpness stay as they are
+            where weights are rescaled without a change of the function (Dinh et al., 2017).
+        subspace: A (Table 4); default: the full space, A = I (Table 3).
+        solver: "lbfgsb" for SciPy's L-BFGS-B, or "vertex" for iterated ascent to where the linear model is largest: a
+            vertex of the box.
+        iterations: Of the solver, at most.
+        scale: The largest slope that L-BFGS-B sees at the start. It hardly matters between 100 and 10,000 once the
+            iterations suffice for convergence.
+        report: Receives a note after each evaluation.
 
-    `subspace` is A (Table 4), or None for the full space, A = I (Table 3). `solver` is "lbfgsb" for SciPy's L-BFGS-B,
-    or "vertex" for iterated ascent to where the linear model is largest: a vertex of the box. `scale`, the largest
-    slope that L-BFGS-B sees at the start, hardly matters between 100 and 10,000 once the iterations suffice for
-    convergence.
+    Returns:
+        The value (percent) and how it was found. At an exact minimizer, in the full space and for small eps, the loss
+        is f(w) + y'Hy/2 with H its Hessian: the value grows with eps^2, and 100 / (1 + f(w)) times the
+        `quadratic_bounds` of H's largest eigenvalue enclose it.
 
-    At an exact minimizer, in the full space and for small eps, the loss is f(w) + y'Hy/2 with H its Hessian: the value
-    grows with eps^2, and 100 / (1 + f(w)) times the `quadratic_bounds` of H's largest eigenvalue enclose it.
-
-    `objective` is an `Objective`, or any function of n weights that returns its gradient too; it is checked at w first
-    (`functions.check`). Where w is a `Point`, the objective is taken with the state of that point.
-
-    Raises `UserError` for a bad setting, a minimizer that is not finite or of another size than A, a function that
-    does not keep its word, and a loss that is not finite in the box, or not above -1 at its centre.
+    Raises:
+        UserError: For a bad setting, a minimizer that is not finite or of another size than A, a function that does not
+            keep its word, and a loss that is not finite in the box, or not above -1 at its centre.
     """
     if isinstance(w, Point):
         objective, w = w.hold(objective), w.weights
@@ -190,12 +197,20 @@ def curvature(
     directions: int = DIRECTIONS,
     report: hessian.Report = lambda passes, note: None,
 ) -> Curvature:
-    """Return the curvature of `objective` at the minimizer `w`, shape (n,).
+    """Return the curvature of `objective` at the minimizer `w`.
 
-    `eps` is the half-width of the box that is searched and sampled, `subspace` the A of the Ritz values, `eigenvalues`
-    how many to compute, `directions` how many random ones to sample. `objective` is an `Objective` or any twice
-    differentiable function of n weights; one of its Hessian-vector products is compared with differences of gradients
-    first. Raises as `sharpness`, `functions.check_product` and `hessian.largest_eigenvalues` do.
+    Args:
+        objective: An `Objective`, or any twice differentiable function of n weights; one of its Hessian-vector products
+            is compared with differences of gradients first (`functions.check_product`).
+        w: The minimizer, (n,).
+        eps: The half-width of the box of Metric 2.1, which is searched and sampled.
+        subspace: A, in which the Hessian's Ritz values are taken.
+        eigenvalues: How many of the largest to compute.
+        directions: How many random vertices of the box to sample.
+        report: Receives the passes over the data since it was last called, and a note.
+
+    Raises:
+        UserError: As `sharpness`, `functions.check_product` and `hessian.largest_eigenvalues` do.
     """
     if isinstance(w, Point):
         objective, w = w.hold(objective), w.weights
@@ -223,10 +238,10 @@ def curvature(
     return Curvature(len(w), values.tolist(), projection, found, bounds, rises, steep_share)
 
 
-def expected_passes(dimension: int, eigenvalues: int = hessian.EIGENVALUES, directions: int = DIRECTIONS) -> int:
+def expected_passes(dimension: int) -> int:
     """Return about how many forward passes over the data `curvature` takes in a subspace of `dimension`."""
-    evaluations = hessian.PASSES["gradient"] * (ITERATIONS + 1) + hessian.PASSES["loss"] * directions
-    return evaluations + hessian.PASSES["product"] * (hessian.expected_products(eigenvalues) + dimension)
+    evaluations = hessian.PASSES["gradient"] * (ITERATIONS + 1) + hessian.PASSES["loss"] * DIRECTIONS
+    return evaluations + hessian.PASSES["product"] * (hessian.expected_products(hessian.EIGENVALUES) + dimension)
 
 
 class _Box:
@@ -297,7 +312,7 @@ class _Box:
     def at_walls(self) -> float:
         """Return the share (percent) of the best point's coordinates on a wall, or all on the surface of a ball."""
         if self.round:
-            return 100.0 * bool(np.linalg.norm(self.best_u) > 1 - 1e-9)
+            return 100.0 if np.linalg.norm(self.best_u) > 1 - 1e-9 else 0.0
         return float(100 * np.mean(np.abs(self.best_u) == 1))
 
 

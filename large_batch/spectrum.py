@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from scipy.linalg import eigh_tridiagonal, qr
 from scipy.sparse.linalg import LinearOperator
 
@@ -32,7 +33,7 @@ class Estimate:
     @classmethod
     def of(cls, samples: np.ndarray, exact: float = 0.0) -> Estimate:
         """Return that of independent samples, shape (k,), on top of what is known exactly."""
-        error = float(np.std(samples, ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else None
+        error = float(stats.sem(samples)) if len(samples) > 1 else None
         return cls(float(exact + np.mean(samples)), error)
 
     def __str__(self) -> str:

@@ -54,11 +54,11 @@ class StepMemory:
     @classmethod
     def of(cls, recipe: Recipe, network: Network, data: DataSet, replicas: Replicas) -> StepMemory:
         """Return that of a recipe's largest batch."""
-        samples = recipe.held * -(-max(recipe.batch_sizes) // replicas.memories)
+        samples = _held(recipe, replicas)
         model, optimizer = recipe.build(network, data, recipe.precision), optimizers.make(recipe.optimizer)
         kept = layers.kept_bytes(model, samples, layers.recomputes(model, samples))
         # At the end of a cycle adaQN's memories are read and changed as a whole
-        copies = WEIGHT_COPIES + optimizer.kept * (4 if hasattr(optimizer, "cycle") else 1)
+        copies = WEIGHT_COPIES + optimizer.kept * (4 if optimizer.cycle else 1)
         return cls(network.name, max(recipe.batch_sizes), round(1.1 * kept) + 4 * copies * model.count_params())
 
     @property
@@ -108,6 +108,11 @@ class TrainingState:
         return json.dumps(dataclasses.asdict(self))
 
 
+def _held(recipe: Recipe, replicas: Replicas) -> int:
+    """Return how many samples of a recipe's largest batch a memory holds at once, with what remedies add to them."""
+    return recipe.held * -(-max(recipe.batch_sizes) // replicas.memories)
+
+
 class TrainingLoop:
     """A recipe's training, from its start or from a kept state on, over any number of replicas."""
 
@@ -125,22 +130,20 @@ class TrainingLoop:
         self.state = TrainingState()
         with replicas.strategy.scope():
             self.model = recipe.build(network, data, recipe.precision)
-            chosen = optimizers.make(recipe.optimizer)
-            self.optimizer = chosen.build()
+            self._settings = optimizers.make(recipe.optimizer)
+            self.optimizer = self._settings.build()
             self.optimizer.build(self.model.trainable_variables)
         self._fresh = [float(np.ravel(variable)[0]) for variable in self.optimizer.variables]  # all elements are equal
-        self._cycle = getattr(chosen, "cycle", None)
-        self._rate = chosen.rate if getattr(chosen, "cosine", 0) else None
+        self._cycle = self._settings.cycle
         self._remedies = [remedies.make(text) for text in recipe.remedies]
         self.x = tf.constant(data.x_train)
         self.y = tf.constant(data.y_train.astype(np.int32))
-        held = recipe.held * -(-max(recipe.batch_sizes) // replicas.memories)
-        self.recomputing = layers.recomputes(self.model, held)
+        self.recomputing = layers.recomputes(self.model, _held(recipe, replicas))
         convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in self.model._flatten_layers())
         self._compilable = replicas.count == 1 and not (convolves or self.recomputing or self._cycle)
         # The monitoring set of adaQN
-        chosen = np.random.default_rng([recipe.seed, 0, 1]).permutation(len(data.x_train))[: recipe.batch_size]
-        self._monitored = tf.constant(np.sort(chosen).astype(np.int32)) if self._cycle else None
+        monitored = np.random.default_rng([recipe.seed, 0, 1]).permutation(len(data.x_train))[: recipe.batch_size]
+        self._monitored = tf.constant(np.sort(monitored).astype(np.int32)) if self._cycle else None
         self._compiled_step = tf.function(self._step, jit_compile=True, autograph=False)
         self._order = (-1, tf.zeros(0, tf.int32))  # of which epoch, and which
         self._block = 1
@@ -174,8 +177,7 @@ class TrainingLoop:
         Raises `DivergedError`.
         """
         self._follow()
-        if self._rate:
-            self.optimizer.learning_rate = self._rate(self.epoch)
+        self.optimizer.learning_rate = self._settings.rate(self.epoch)
         began, at = time.monotonic(), self.state
         samples, batch = len(self.data.x_train), self.recipe.batch_size_in(self.epoch)
         step, steps = at.seen // batch, -(-samples // batch)

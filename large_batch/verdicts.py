@@ -265,7 +265,7 @@ def steeper(curve: str) -> Judge:
         rises = [[_rise(alphas, losses, end) for end in (0, 1)] for _, alphas, losses in plots]
         length = plots[0][0].setting("epochs")
         verdict = _not_at_end(results, network, length) or _steeper(rises)
-        around = [f"{min(of):.3g}" + f" - {max(of):.3g}" * (max(of) > min(of)) for of in zip(*rises, strict=True)]
+        around = [_between(of) for of in zip(*rises, strict=True)]
         seeds = ", ".join(str(result.setting("seed", 0)) for result, *_ in plots)
         found = (
             f"the loss rises by {around[0]} around SB and by {around[1]} around LB, after {length} epochs, seed {seeds}"
@@ -273,6 +273,11 @@ def steeper(curve: str) -> Judge:
         yield entry.line(network, found, verdict, *(result for result, *_ in plots))
 
     return judge
+
+
+def _between(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} - {high}"
 
 
 def _steeper(rises: Sequence[tuple[float, float]]) -> str:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from large_batch import claims, trends
-from large_batch.claims import Path
+from large_batch.claims import Iterates
 from large_batch.evidence import CONTRADICTED, DIRECTION, HOLDS, ONE_TRIAL, OPEN
 from large_batch.trends import Breakpoint, plateaus, two_segments
 
@@ -238,8 +238,8 @@ def test_errors_and_power_of_the_rule_on_distances(trials):
 
 def test_sharpness_paths():
     falling_loss = np.array([2.0, 0.5, 0.1, 0.01])
-    small = Path(falling_loss, np.array([50, 60, 20, 5.0]))
-    large = Path(falling_loss * [1, 1, 1, 2], np.array([50, 80, 200, 400.0]))
+    small = Iterates(falling_loss, np.array([50, 60, 20, 5.0]))
+    large = Iterates(falling_loss * [1, 1, 1, 2], np.array([50, 80, 200, 400.0]))
     judged = claims.sharpness_paths(small, large, 1e-3, 0.7)
     assert judged.verdict == HOLDS
     at_level = np.exp(np.interp(np.log(0.02), np.log([0.01, 0.1]), np.log([5, 20])))
@@ -247,7 +247,7 @@ def test_sharpness_paths():
     reversed_ = claims.sharpness_paths(large, small, 1e-3, 0.7)
     assert reversed_.verdict == f"{CONTRADICTED}: at equal loss SB is the sharper one"
     assert claims.sharpness_paths(large, large, 1e-3, 0.7).verdict == ONE_TRIAL
-    flat = Path(falling_loss, np.array([20, 20, 16, 12.0]))
+    flat = Iterates(falling_loss, np.array([20, 20, 16, 12.0]))
     assert claims.sharpness_paths(flat, large, 1e-3, 0.7).verdict == f"{DIRECTION}: SB not half as sharp"
 
 
@@ -261,7 +261,7 @@ def test_errors_and_power_of_the_rule_on_sharpness_paths():
     def judged(small, large):
         noise = rng.normal(0, 0.3, (200, 2, 11)) + rng.normal(0, 1, (200, 2, 1)) * [[0.67], [0.26]]
         return rates(
-            claims.sharpness_paths(Path(loss, small * a), Path(loss, large * b), 1e-3, 0.7).verdict
+            claims.sharpness_paths(Iterates(loss, small * a), Iterates(loss, large * b), 1e-3, 0.7).verdict
             for a, b in np.exp(noise)
         )
 
@@ -273,18 +273,18 @@ def test_errors_and_power_of_the_rule_on_sharpness_paths():
 
 def test_sharpness_paths_are_judged_by_several_late_iterates():
     loss = 2.0 ** -np.arange(9)
-    jumping = Path(loss, np.array([50, 100, 200, 400, 50, 400, 400, 400, 50.0]))
+    jumping = Iterates(loss, np.array([50, 100, 200, 400, 50, 400, 400, 400, 50.0]))
     assert jumping.late_sharpness == pytest.approx(200)
     assert "late LB has 4 times the sharpness of the start" in claims.sharpness_paths(jumping, jumping, 1e-3, 0.7).found
 
 
 def test_sharpness_paths_without_unresolved_iterates():
     loss = np.array([2.0, 0.5, 0.1, 0.01])
-    small, large = Path(loss, np.array([50, 60, 10, np.nan])), Path(loss, np.array([50, 80, 200, 400.0]))
+    small, large = Iterates(loss, np.array([50, 60, 10, np.nan])), Iterates(loss, np.array([50, 80, 200, 400.0]))
     judged = claims.sharpness_paths(small, large, 1e-3, 0.7)
     assert judged.verdict == HOLDS
     assert judged.found.endswith("; 1 iterates are left out, whose sharpness is not resolved")
-    nothing = Path(loss, np.full(4, np.nan))
+    nothing = Iterates(loss, np.full(4, np.nan))
     assert claims.sharpness_paths(small, nothing, 1e-3, 0.7).verdict.startswith(OPEN)
     assert claims.sharpness_paths(nothing, large, 1e-3, 0.7).verdict.startswith(OPEN)
 

@@ -10,7 +10,7 @@ import scipy.ndimage
 from conftest import recipe
 from quick import run_code
 
-from large_batch import datasets, layers, remedies, store, training
+from large_batch import datasets, layers, named, remedies, store, training
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 from large_batch.minimizers import Minimizers
@@ -383,4 +383,4 @@ def test_remedies_have_folders_of_their_own():
 
 
 def test_a_list_of_texts():
-    assert remedies.split("augment,asam:radius=1,eta=0,sam") == ("augment", "asam:radius=1,eta=0", "sam")
+    assert named.split("augment,asam:radius=1,eta=0,sam") == ("augment", "asam:radius=1,eta=0", "sam")
