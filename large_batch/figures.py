@@ -210,10 +210,10 @@ def batch_size_sweep(rows: list, threshold: Breakpoint | None, title: str) -> Fi
     left = figure.add_subplot()
     right = left.twinx()
     sizes = sorted({row.batch_size for row in rows})
-    _with_trials(left, sizes, rows, lambda row: row.test_accuracy, color=LOSS, fmt="-D", label="test accuracy")
+    _with_trials(left, rows, lambda row: row.test_accuracy, color=LOSS, fmt="-D", label="test accuracy")
     for epsilon, marker in MARKERS.items():
         style = dict(color=ACCURACY, fmt=f"--{marker}", label=_at("sharpness", epsilon))
-        _with_trials(right, sizes, rows, lambda row, epsilon=epsilon: row.sharpness_at(epsilon), **style)
+        _with_trials(right, rows, lambda row, epsilon=epsilon: row.sharpness_at(epsilon), **style)
     if threshold:
         left.axvspan(max(threshold.low, sizes[0]), min(threshold.high, sizes[-1]), color="0.92", zorder=0)
         left.axvline(threshold.at, color="0.5", lw=1, label="threshold")
@@ -236,7 +236,7 @@ def fine_tuning(rows: list, published: dict[int, float], title: str) -> Figure:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     sizes = sorted({row.batch_size for row in rows})
-    _with_trials(axes, sizes, rows, lambda row: row.test_accuracy, color=LOSS, fmt="-o", label="here")
+    _with_trials(axes, rows, lambda row: row.test_accuracy, color=LOSS, fmt="-o", label="here")
     if published:
         axes.plot(list(published), list(published.values()), "-s", color=LOSS_MUTED, lw=3, label="published")
     ticks = sorted({*sizes, *published})
@@ -251,10 +251,15 @@ def fine_tuning(rows: list, published: dict[int, float], title: str) -> Figure:
     return figure
 
 
-def _with_trials(axes: Axes, sizes: list[int], rows: list, value: Callable, **style) -> None:
+def _grouped(rows: list, key: Callable, value: Callable) -> dict[int, list[float]]:
+    """Return the values of the rows by their keys, ascending, but for keys where one is None."""
+    groups = {at: [value(row) for row in rows if key(row) == at] for at in sorted({key(row) for row in rows})}
+    return {at: group for at, group in groups.items() if None not in group}
+
+
+def _with_trials(axes: Axes, rows: list, value: Callable, **style) -> None:
     """Plot the mean over the trials of each batch size, with the sample deviation where there are several."""
-    groups = [[value(row) for row in rows if row.batch_size == size] for size in sizes]
-    groups = {size: group for size, group in zip(sizes, groups, strict=True) if None not in group}
+    groups = _grouped(rows, lambda row: row.batch_size, value)
     errors = [np.std(group, ddof=1) if len(group) > 1 else 0.0 for group in groups.values()]
     means = [np.mean(group) for group in groups.values()]
     axes.errorbar(list(groups), means, yerr=errors if any(errors) else None, ms=5, lw=1.4, capsize=3, **style)
@@ -271,10 +276,8 @@ def warm_starts(small: list, piggybacked: list, small_alone: float, large_alone:
     above, below = figure.subplots(2, 1, sharex=True)
 
     def over_epochs(rows: list, epoch: Callable, value: Callable) -> tuple[list, list]:
-        epochs = sorted({epoch(row) for row in rows})
-        groups = {at: [value(row) for row in rows if epoch(row) == at] for at in epochs}
-        groups = {at: float(np.mean(group)) for at, group in groups.items() if None not in group}
-        return list(groups), list(groups.values())
+        groups = _grouped(rows, epoch, value)
+        return list(groups), [float(np.mean(group)) for group in groups.values()]
 
     places = over_epochs(small, lambda row: row.epochs, lambda row: row.test_accuracy)
     above.plot(*places, "-o", color=LOSS, ms=5, lw=1.4, label="SB iterates")

@@ -58,10 +58,17 @@ def hessian_operator(
     report: Report = lambda passes, note: None,
     checked: bool = True,
 ) -> LinearOperator:
-    """Return the Hessian of `objective` at `w`, shape (n,), as SciPy's symmetric linear operator of shape (n, n).
+    """Return the Hessian of `objective` at `w` as SciPy's symmetric linear operator of shape (n, n).
 
-    Unless it is not to be `checked`, one product is compared with differences of gradients first; raises as
-    `functions.check` and `check_product` do then. A product that is not finite raises `UserError`.
+    Args:
+        objective: An `Objective`, or any twice differentiable function of n weights.
+        w: The place, (n,).
+        report: Receives the passes over the data that each product takes, and a note.
+        checked: Whether one product is compared with differences of gradients first.
+
+    Raises:
+        UserError: As `functions.check` and `check_product` do where it is checked; by the operator, for a product that
+            is not finite.
     """
     if isinstance(w, Point):
         objective, w = w.hold(objective), w.weights

@@ -73,8 +73,16 @@ def state_between(alpha: float, small: list[np.ndarray], large: list[np.ndarray]
     """Return the state that goes with a point of either path: mixed linearly between the minimizers, and beyond them
     that of the nearer one, since a variance that is extrapolated may be negative. What is no float is `small`'s."""
     share = min(max(alpha, 0.0), 1.0)
-    mixed = [share * b + (1 - share) * a for a, b in zip(small, large, strict=True)]
-    return [m.astype(a.dtype) if a.dtype.kind == "f" else a for m, a in zip(mixed, small, strict=True)]
+    return _mixed([1 - share, share], [small, large])
+
+
+def _mixed(shares: Sequence[float], states: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
+    """Return the weighted sum of several states; what is no float is the first's."""
+    mixed = []
+    for group in zip(*states, strict=True):
+        total = sum(share * array for share, array in zip(shares, group, strict=True))
+        mixed.append(total.astype(group[0].dtype) if group[0].dtype.kind == "f" else group[0])
+    return mixed
 
 
 @dataclass(frozen=True)
@@ -181,13 +189,7 @@ class Footing:
         shares = np.asarray(coordinates) @ self.plane.mixture
         shares[0] += 1
         shares = shares.clip(0) / shares.clip(0).sum()
-        state = [
-            sum(s * a for s, a in zip(shares, group, strict=True)).astype(group[0].dtype)
-            if group[0].dtype.kind == "f"
-            else group[0]
-            for group in zip(*self.states, strict=True)
-        ]
-        return self.plane.at(coordinates), state
+        return self.plane.at(coordinates), _mixed(shares, self.states)
 
 
 def spanned_digest(points: Iterable[Weights]) -> str:

@@ -125,10 +125,20 @@ class Runner:
     ) -> dict[Item, Measured] | None:
         """Train the recipes and those that the places need, and measure what is asked for at each place.
 
-        What is to do and what is done is said first. With `leave_diverged` a training that diverges, or a loss that is
-        not finite, is said, and what is asked for there is not among the results. Returns None where another process
-        reports the results, or has what is left in its hands and is not waited for. Raises as `Minimizers.train` and
-        the requests do.
+        What is to do and what is done is said first.
+
+        Args:
+            recipes: To train.
+            asked: Requests, each with its place.
+            leave_diverged: Whether a training that diverges, or a loss that is not finite, is only said, and what is
+                asked for there is not among the results.
+
+        Returns:
+            The measurements, or None where another process reports the results, or has what is left in its hands and
+            is not waited for.
+
+        Raises:
+            UserError: As `Minimizers.train` and the requests do.
         """
         ends = list(dict.fromkeys(end for _, place in asked for end in place.ends))
         for file in (end for end in ends if not isinstance(end, Recipe)):

@@ -96,15 +96,22 @@ class Density:
 
 
 def spectral_density(operator: LinearOperator, probes: int = 10, steps: int = 50, seed: int = 0) -> Density:
-    """Return the spectral density of a symmetric operator, (n, n), by stochastic Lanczos quadrature.
+    """Return the spectral density of a symmetric operator by stochastic Lanczos quadrature (Ubaru, Chen and Saad, 2017;
+    of networks, Ghorbani et al., 2019).
 
-    It takes `probes` times `steps` products (Ubaru, Chen and Saad, 2017; of networks, Ghorbani et al., 2019). With m
-    steps the quadrature is exact for polynomials up to degree 2 m - 1, and eigenvalues that stand apart become nodes of
-    their own. What is finer than about the spectrum's width divided by m is not resolved, which only more steps change
-    and the standard errors do not tell. The Lanczos vectors are kept orthogonal to each other where they fit into 2
-    GiB; in a larger network a node may come twice, with its weight divided (Chen, Trogdon and Ubaru, 2021).
+    With m steps the quadrature is exact for polynomials up to degree 2 m - 1, and eigenvalues that stand apart become
+    nodes of their own. What is finer than about the spectrum's width divided by m is not resolved, which only more
+    steps change and the standard errors do not tell. The Lanczos vectors are kept orthogonal to each other where they
+    fit into 2 GiB; in a larger network a node may come twice, with its weight divided (Chen, Trogdon and Ubaru, 2021).
 
-    Raises `UserError` for fewer than 1 probe or step.
+    Args:
+        operator: Of shape (n, n).
+        probes: Random vectors to begin at.
+        steps: Products with the operator for each of them.
+        seed: Of the vectors.
+
+    Raises:
+        UserError: For fewer than 1 probe or step.
     """
     _check(probes=probes, steps=steps)
     n = operator.shape[0]

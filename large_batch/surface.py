@@ -160,10 +160,18 @@ def random_plane(
     normalisation: str = "filter",
     vectors: bool = False,
 ) -> Plane:
-    """Return the line or plane at the weights w, (n,), of a model along random directions, each a function of
-    (seed, its number), scaled as `normalised` does.
+    """Return the line or plane through a model's weights along random directions.
 
-    Raises `UserError` where nothing would move: where all weights, or those that are no vectors, are 0 or none.
+    Args:
+        model: It tells which weights belong to one filter or layer.
+        w: The weights, (n,).
+        dimensions: 1 or 2.
+        seed: A direction is a function of (seed, its number).
+        normalisation: How directions are scaled, and
+        vectors: whether biases and normalisations move, as in `normalised`.
+
+    Raises:
+        UserError: Where nothing would move: where all weights, or those that are no vectors, are 0 or none.
     """
     _check([w], dimensions)
     drawn = [np.random.default_rng([seed, number]).standard_normal(len(w)) for number in range(dimensions)]
