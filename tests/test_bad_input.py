@@ -329,7 +329,7 @@ def files(folder: Path) -> dict[Path, tuple[int, int]]:
 @pytest.fixture(scope="module")
 def ended(request, tmp_path_factory) -> dict[Case, tuple[int, str, str, set[Path]]]:
     """Of every case that is selected: exit code, standard output, standard error, and files that changed."""
-    selected = [item.callspec.params["case"] for item in request.session.items if item.fspath == request.path]
+    selected = [item.callspec.params["case"] for item in request.session.items if item.path == request.path]
     if any("{root}/data" in case.arguments for case in selected):
         with suppress(pytest.skip.Exception):  # the cases that need the file see to that
             request.getfixturevalue("mnist")

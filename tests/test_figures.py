@@ -7,6 +7,7 @@ from conftest import recipe, solution
 from matplotlib.colors import to_rgb
 
 from large_batch import figures
+from large_batch.measurements import Evaluated
 from large_batch.trends import Breakpoint
 
 
@@ -26,6 +27,60 @@ def test_figures_show_what_is_resolved(digits):
             figures.warm_starts(found, warm, 80.0, none, "title"),
         ):
             figure.draw_without_rendering()
+
+
+def lines(axes):
+    """Return the points of each line that has a label of its own."""
+    named = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    return {label: (list(line.get_xdata()), list(line.get_ydata())) for label, line in named.items()}
+
+
+def bars(axes):
+    """Return the means and the errors of what is drawn with errors, by label."""
+    return {
+        drawn.get_label(): (list(drawn.lines[0].get_xdata()), list(drawn.lines[0].get_ydata()))
+        for drawn in axes.containers
+    }
+
+
+def test_what_is_drawn_over_batch_sizes_and_warm_starts(digits):
+    def found(batch, accuracy, sharpness, seed=0, **more):
+        result = Evaluated(*[0.5] * 5, accuracy)
+        return solution("", recipe(digits, batch_size=batch, seed=seed, **more), sharpness, result)
+
+    rows = [found(64, 90.0, 1.0), found(64, 92.0, 3.0, seed=1), found(128, 80.0, 40.0)]
+    left, right = figures.batch_size_sweep(rows, Breakpoint(100, 70, 1000), "title").axes
+    assert bars(left) == {"test accuracy": ([64, 128], [91, 80])}
+    assert list(bars(right).values()) == [([64, 128], [2, 40])] * 2
+    assert lines(left)["threshold"][0] == [100, 100]
+    (shaded,) = left.patches
+    assert (shaded.get_x(), shaded.get_x() + shaded.get_width()) == (70, 128)
+    (axes,) = figures.fine_tuning(rows, {64: 93.0}, "title").axes
+    assert bars(axes) == {"here": ([64, 128], [91, 80])}
+    assert lines(axes)["published"] == ([64], [93])
+    small = [found(64, 50.0 + epochs, None, epochs=epochs) for epochs in (1, 2)]
+    warm = [found(128, 60.0 + start.epochs, 5.0 * start.epochs, warm_start=start.recipe) for start in small]
+    above, below = figures.warm_starts(small, warm, 95.0, [found(128, 70.0, 8.0)], "title").axes
+    drawn = lines(above)
+    assert drawn["SB iterates"] == ([1, 2], [51, 52])
+    assert drawn["warm-started LB"] == ([1, 2], [61, 62])
+    assert (drawn["LB alone"][1], drawn["SB alone, late"][1]) == ([70, 70], [95, 95])
+    assert lines(below)["sharpness, epsilon 0.001"] == ([1, 2], [5, 10])
+    assert lines(below)["of LB alone, epsilon 0.001"][1] == [8, 8]
+
+
+def test_what_is_drawn_of_the_performance_model_and_of_policies():
+    left, right = figures.performance_model(0.1, 0.2, [0.3], [([90.0, 91.0], [0.25, 0.35])]).axes
+    drawn = lines(left)
+    np.testing.assert_allclose(np.prod(drawn["bound, $B_S / B_L$ = 0.1"], axis=0), 0.1)
+    assert drawn["at $f_S(P)$ = 0.2"] == ([0.2], [0.5])
+    assert drawn["found"][1] == [0.3, 0.3]
+    assert lines(right)["bound at $f_S(P)$ = 0.2"][1] == [0.5, 0.5]
+    assert list(right.lines[0].get_ydata()) == [0.25, 0.35]
+    points = [Evaluated(1.0, 1.0, 60.0, 2.0, 2.0, 50.0), Evaluated(None, None, None, 3.0, 3.0, 40.0)]
+    above, below = figures.statistics_policies([0.0, 1.0], {"batch": points}, "title", "path").axes
+    assert lines(above) == {"batch, train": ([0, 1], [1, None]), "batch, test": ([0, 1], [2, 3])}
+    assert lines(below)["batch, test"] == ([0, 1], [50, 40])
 
 
 def test_regimes_differ_by_more_than_colour_and_the_figures_say_what_they_show(digits, tmp_path):

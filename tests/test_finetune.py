@@ -1,5 +1,6 @@
 """finetune.py: the sweep over batch sizes, its table and its claim."""
 
+import hashlib
 import json
 import re
 
@@ -9,8 +10,10 @@ import quick
 from small_network import NAME
 
 import finetune
+import network_zoo
 from finetune import Row, level_then_falling
 from large_batch import cli, evidence, optimizers, paper
+from large_batch.backend import keras
 from large_batch.training import TrainingLoop
 
 
@@ -96,6 +99,23 @@ def test_the_whole_path_on_digits(run_script, tmp_path):
 @pytest.mark.slow
 def test_mobilenet_on_digits(run_script, tmp_path):
     check(job(run_script, tmp_path, "--epochs=1", "--batch_sizes=128,256,1024"), tmp_path, "MobileNetV2")
+
+
+def test_fine_tuning_starts_at_the_weights_of_a_file(tmp_path):
+    """Of Keras' network without its top, whose pixels are in [-1, 1]."""
+    keras.utils.set_random_seed(0)
+    top_less = {"include_top": False, "weights": None, "pooling": "avg", "input_shape": (32, 32, 3)}
+    theirs, path = keras.applications.MobileNetV2(**top_less), tmp_path / "body.weights.h5"
+    theirs.save_weights(path)
+    network = finetune.starting(network_zoo.get, str(path))("MobileNetV2")
+    assert network.architecture("repository") == hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    model, x = network.build(seed=3), np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
+    features = keras.Model(model.input, model.layers[-3].output)
+    np.testing.assert_allclose(features(x), theirs(2 * x - 1), atol=1e-5)
+    normalisations = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert {layer.momentum for layer in normalisations} == {0.9}
+    untouched = finetune.starting(network_zoo.get, "none")("MobileNetV2")
+    assert untouched is network_zoo.get("MobileNetV2")
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,22 @@ def test_a_stopped_gradient_is_found(caplog):
     assert caplog.text == ""
 
 
-def test_kinks_do_not_mislead():
+def test_kinks_do_not_mislead(caplog):
     model = scaled(L.Dense(300, "relu"), L.Dense(300, "relu"), L.Dense(10))
     functions.check_product(Objective(model, X, Y), flat_weights(model))
+    assert caplog.text == "", "it is checked"
+
+
+def test_a_product_that_no_difference_tells_anything_of_is_said_to_be_unchecked(caplog):
+    class Rough:
+        def value_and_gradient(self, w):
+            return 0.0, np.sin(1e12 * w)
+
+        def hessian_vector_product(self, w, v):
+            return v
+
+    functions.check_product(Rough(), np.ones(5))
+    assert "cannot be checked" in caplog.text
 
 
 def test_a_layer_without_second_derivatives():

@@ -134,10 +134,13 @@ from pathlib import Path
 
 import network_zoo
 from large_batch import datasets, layers
+from large_batch.backend import tf
 from large_batch.minimizers import Minimizers
 from large_batch.recipes import Recipe
 from large_batch.training import TrainingLoop
 
+tf.config.threading.set_intra_op_parallelism_threads(2)  # each has memory of its own
+tf.config.threading.set_inter_op_parallelism_threads(2)
 batch, layers.RECOMPUTE_BYTES = map(int, sys.argv[1:3])
 data, network = datasets.load_data("digits", "unused").reshape_to((32, 32, 3)), network_zoo.get("C1")
 problem = {"network": "C1", "dataset": "digits", "data_digest": data.digest}

@@ -96,7 +96,8 @@ def test_the_commit_is_marked_when_the_code_differs(tmp_path, monkeypatch):
 
     def git(*arguments: str) -> None:
         person = ["-c", "user.name=A Person", "-c", "user.email=person@example.org"]
-        subprocess.run(["git", *person, *arguments], cwd=tmp_path, capture_output=True, check=True)
+        alone = os.environ | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+        subprocess.run(["git", *person, *arguments], cwd=tmp_path, env=alone, capture_output=True, check=True)
 
     git("init")
     for folder in ("package", "results", "Figures"):

@@ -55,7 +55,7 @@ def test_density_of_a_network_against_its_histogram(network):
     low, high = density.range
     assert low == pytest.approx(eigenvalues[0], rel=1e-3)
     assert high == pytest.approx(eigenvalues[-1], rel=1e-3)
-    edges = np.linspace(low, high, 41)
+    edges = np.linspace(low, high, 41)[1:-1]  # at the ends, which are nodes, rounding would decide
     above, errors = density.above(edges)
     exact = np.array([(eigenvalues > edge).sum() for edge in edges])
     assert within(above, errors, exact) >= 0.95

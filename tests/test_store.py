@@ -75,7 +75,7 @@ def test_csv_round_trip(tmp_path):
 
 
 NUMBERS = some.floats(allow_nan=False, allow_infinity=False)
-in_one_folder = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @in_one_folder

@@ -46,14 +46,17 @@ def test_noise_over_seeds_does_not_count_in_the_mean():
 @pytest.mark.parametrize("iterates", [1, 3])
 def test_the_interval_holds_the_truth_as_often_as_it_says(iterates):
     """For two normal numbers of correlation r, tau is 2 arcsin(r) / pi. Iterates of a training hardly differ here."""
-    random, truth, held = np.random.default_rng(0), 2 * np.arcsin(0.6) / np.pi, []
+    random, truth, held, widths, taus = np.random.default_rng(0), 2 * np.arcsin(0.6) / np.pi, [], [], []
     settings = [{"seed": seed, "epochs": epochs} for seed in range(40) for epochs in range(iterates)]
     for _ in range(60):
         pairs = random.multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], 40).repeat(iterates, axis=0)
         x, y = (pairs + random.normal(0, 1e-3, pairs.shape)).T
         found = rank_correlation(x, y, settings)
         held.append(found.low <= truth <= found.high)
+        widths.append(found.high - found.low)
+        taus.append(found.tau)
     assert np.mean(held) > 0.85  # 3 deviations of 60 draws below 95 %
+    assert np.mean(widths) / (2 * 1.96) == pytest.approx(np.std(taus), rel=0.3)  # 3 deviations of that of 60 draws
 
 
 def test_what_cannot_be_told():
