@@ -118,7 +118,7 @@ def run_script():
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess:
         given = [str(argument) for argument in arguments]
-        print(json.dumps({"arguments": given, "environment": {}, "seconds": 300}), file=server.stdin, flush=True)
+        print(json.dumps({"arguments": given, "environment": {}}), file=server.stdin, flush=True)
         return subprocess.CompletedProcess(given, *json.loads(server.stdout.readline()))
 
     yield run

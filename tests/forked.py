@@ -35,7 +35,7 @@ class Command:
     environment: dict[str, str | None]
     file_size_limit: int | None = None
     fresh: bool = False
-    seconds: int = 300  # until it is killed
+    seconds: int = 1200  # until it is killed, as one that hangs
 
 
 def results(commands: list[Command]) -> list[tuple[int, str, str]]:
