@@ -47,6 +47,33 @@ def test_characters_that_an_encoding_lacks_are_spelt_out(monkeypatch):
         assert (done.stdout, done.stderr, done.returncode) == (f"{printed}\n", "", 0)
 
 
+OUT_OF_MEMORY = """
+from dataclasses import dataclass
+from large_batch import cli
+@dataclass(frozen=True)
+class Settings:
+    pass
+def main(_):
+    {fails}
+cli.run(main, Settings, "")
+"""
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        "raise MemoryError",
+        "from large_batch.backend import tf; raise tf.errors.ResourceExhaustedError(None, None, 'OOM')",
+    ],
+    ids=["NumPy", "TensorFlow"],
+)
+def test_memory_that_does_not_suffice_is_the_machines_failure(fails):
+    done = run_python("-c", OUT_OF_MEMORY.format(fails=fails))
+    assert (done.stdout, done.returncode, done.stderr.count("\n")) == ("", 1, 1)
+    assert done.stderr.startswith("Error: ")
+    assert "memory" in done.stderr
+
+
 INTERRUPTED = """
 import os, runpy, signal, sys
 

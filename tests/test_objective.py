@@ -343,3 +343,24 @@ def test_unusable_weights_files(deep_networks, tmp_path):
     write_weights(model, path)
     with pytest.raises(UserError, match="not finite"):
         read_weights(model, path)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"), [("loss", "but Keras' evaluate says"), ("x", "evaluate says nothing of a loss, only of x")]
+)
+def test_another_value_than_that_of_evaluate_is_refused(said, words):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(10)
+
+        def call(self, x):
+            return self.dense(x)
+
+        def test_step(self, data):
+            return {said: tf.constant(9.0)}  # Keras' own metrics of a loss have seen nothing
+
+    model, x, y = Own(), RNG.normal(size=(20, 5)), np.arange(20) % 10
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(UserError, match=words):
+        Objective(model, x, y).check()

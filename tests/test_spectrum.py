@@ -150,6 +150,7 @@ def test_a_spectrum_of_few_values_is_found_exactly():
     np.testing.assert_allclose([low, zero, high], [-1, 0, 4], atol=1e-6)
     np.testing.assert_allclose(density.weights, [[0.1, 0.6, 0.3]], atol=1e-6)
     assert np.isnan(density.above(np.zeros(1))[1]), "one vector has no scatter"
+    assert [of(np.array([2.0]))[0][0] for of in (density.above, density.below)] == pytest.approx([30, 70])
     flat = spectral_density(aslinearoperator(np.zeros((30, 30))), probes=2, steps=5)
     assert flat.nodes == [[0.0], [0.0]]
     assert np.isfinite(flat.at(np.zeros(1))[0])

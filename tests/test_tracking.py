@@ -106,6 +106,17 @@ def test_the_callback_leaves_no_trace(samples):
         TrackEigenvalue(Objective(followed, x, y), every=0)
 
 
+def test_several_steps_at_once_and_a_training_that_goes_on(samples):
+    x, y = samples
+    model = dense(keras.layers.Dense(10))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, steps_per_execution=4)
+    track = TrackEigenvalue(Objective(model, x[:200], y[:200]), every=3)
+    for seen in ([0, 4, 8, 10], [0, 4, 8, 10, 14, 18]):  # 10 steps an epoch, 4, 4 and 2 of them; 20 is in 18's three
+        model.fit(x[:1000], y[:1000], batch_size=100, epochs=1, verbose=0, callbacks=[track])
+        assert [row.step for row in track.rows] == seen
+
+
 def test_a_rate_that_falls_to_nothing(samples):
     """A cosine ends at 0, where no curvature is too large; the training goes on."""
     x, y = samples
