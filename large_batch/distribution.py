@@ -1,7 +1,8 @@
 """The devices and machines that share a batch: one, several of one machine, or several machines; their memory.
 
 Whatever their number, the result is that of the whole batch: each replica takes its shard of the samples, batch
-statistics are summed over all replicas (`layers.BatchStatisticsNormalization`), and so are losses and gradients.
+statistics are summed over all replicas (`layers.BatchStatisticsNormalization`, and Keras' own, synchronized in
+training), and so are losses and gradients.
 """
 
 import json

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from large_batch import distribution, files, layers, optimizers, remedies, store
+from large_batch import distribution, files, layers, optimizers, remedies, statistics, store
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
@@ -130,6 +130,9 @@ class TrainingLoop:
         self.state = TrainingState()
         with replicas.strategy.scope():
             self.model = recipe.build(network, data, recipe.precision)
+            if replicas.count > 1:
+                for layer in statistics.normalisations(self.model):
+                    layer.synchronized = True  # the statistics of the whole batch, as on one device
             self._settings = optimizers.make(recipe.optimizer)
             self.optimizer = self._settings.build()
             self.optimizer.build(self.model.trainable_variables)

@@ -58,6 +58,7 @@ from large_batch.distribution import ALONE
 from large_batch.layers import BatchStatisticsNormalization, Dropout, flat_weights, pixels
 from large_batch.minimizers import Minimizers
 from large_batch.models import digest
+from large_batch.networks import seeded
 from large_batch.objective import Objective
 from large_batch.sharpness_metric import sharpness
 from large_batch.recipes import Recipe
@@ -129,6 +130,16 @@ for name, settings in trainings.items():
     ours, theirs = (trained(replicas, **settings) for replicas in (split, ALONE))
     found[name] = compared(ours, theirs)
     found[f"{name} weights"], found["machine"] = digest(ours.weights), ours.provenance.machine
+if split.count == 2:
+    def ordinary(network, definition, classes, seed, precision):
+        hidden = [layers.Dense(64, use_bias=False), layers.BatchNormalization(momentum=0.5), layers.Activation("tanh")]
+        return seeded(lambda: keras.Sequential([keras.Input((784,)), *hidden, layers.Dense(10)]), seed, precision)
+
+    normal = Network("ordinary", ordinary, "digits", (784,), 10)
+    asked = Recipe(network="ordinary", dataset="digits", data_digest=flat.digest, batch_size=151, epochs=2, seed=0)
+    both = [Minimizers(normal, flat, run_dir / f"ordinary{one.count}", one).train(asked) for one in (split, ALONE)]
+    moved = relative(*(one.weights - one.start for one in both))
+    found["ordinary"] = moved, max(relative(*pair) for pair in zip(*(one.state for one in both), strict=True))
 print(json.dumps(found))
 """
 
@@ -175,6 +186,13 @@ def test_twenty_steps_of_split_training(split):
     assert weights < 1e-4
     assert losses < 1e-5
     assert f"{split['count']} replicas" in split["machine"]
+
+
+def test_ordinary_batch_normalisation_sees_the_whole_batch(run_split):
+    """In training; it ends at the same weights and moving averages."""
+    weights, averages = run_split(2)["ordinary"]
+    assert weights < 1e-4  # 0.05 with the statistics of each half
+    assert averages < 1e-4
 
 
 @pytest.mark.parametrize("name", ["adaqn", "asam", "conservative"])
