@@ -1,32 +1,14 @@
 """A network like F1 with dropout, but one that trains in a moment: for tests of what is the same for every network."""
 
-import numpy as np
 import pytest
 from conftest import StoppedError
 
-from large_batch.backend import keras
 from large_batch.minimizers import Minimizers
 from large_batch.networks import Network
 from large_batch.recipes import Recipe
 from network_zoo import classifier
 
 QUICK = Network("quick", classifier(lambda parts: [*parts.dense(16), *parts.drop(0.2)]), "digits", (784,), 10)
-
-
-def _smooth(parts):
-    return [layer for _ in range(3) for layer in (*parts.dense(64)[:2], keras.layers.Activation("tanh"))]
-
-
-# Rounding may put an activation on the other side of a ReLU's kink, and has none here
-SMOOTH = Network("smooth", classifier(_smooth), "digits", (784,), 10)
-
-
-def felt(network):
-    """Say of each weight whether the loss depends on it: not of a bias before batch normalisation, whose gradient is
-    rounding's, of which ADAM makes steps."""
-    variables = network.build().trainable_variables
-    biases = [variable.name == "bias" for variable in variables[:-1]] + [False]
-    return ~np.repeat(biases, [np.prod(variable.shape) for variable in variables])
 
 
 def recipe(data, **settings):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import small_network
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as some
@@ -27,20 +28,6 @@ def test_every_sample_of_a_batch_counts_once_whatever_the_number_of_replicas(sam
     assert max(sizes) - min(sizes) <= 1
 
 
-# A network that is smooth, since rounding may put an activation on the other side of a ReLU's kink.
-SMOOTH = """
-import network_zoo
-from large_batch import networks
-from large_batch.backend import keras
-from large_batch.networks import Network
-
-def hidden(parts):
-    return [layer for _ in range(3) for layer in (*parts.dense(64)[:2], keras.layers.Activation("tanh"))]
-
-networks.NAMES += ("smooth",)
-network_zoo.NETWORKS["smooth"] = Network("smooth", network_zoo.classifier(hidden), "digits", (784,), 10)
-"""
-
 # What several replicas find on logical devices of this machine, as relative differences from one.
 SPLIT = """
 import json, sys
@@ -58,12 +45,15 @@ from large_batch.distribution import ALONE
 from large_batch.layers import BatchStatisticsNormalization, Dropout, flat_weights, pixels
 from large_batch.minimizers import Minimizers
 from large_batch.models import digest
-from large_batch.networks import seeded
+from large_batch.networks import Network, seeded
 from large_batch.objective import Objective
 from large_batch.sharpness_metric import sharpness
 from large_batch.recipes import Recipe
 
-network, run_dir = network_zoo.get("smooth"), Path(sys.argv[2])
+sys.path.append("tests")
+from small_network import SMOOTH, felt_weights
+
+run_dir, felt = Path(sys.argv[2]), felt_weights(SMOOTH)
 split = distribution.choose("mirrored")
 assert [split.count, *(distribution.choose(name).count for name in ("auto", "none"))] == [int(sys.argv[1]), 1, 1]
 digits = datasets.load_data("digits", "unused")
@@ -90,12 +80,7 @@ def split_and_alone(samples):
 
 def trained(replicas, **settings):
     recipe = Recipe(network="smooth", dataset="digits", data_digest=flat.digest, seed=0, **settings)
-    return Minimizers(network, flat, run_dir / str(replicas.count), replicas).train(recipe)
-
-# A bias before batch normalisation has no gradient: ADAM makes steps of what rounding leaves of it.
-variables = network.build().trainable_variables
-biases = [variable.name == "bias" for variable in variables[:-1]] + [False]
-felt = ~np.repeat(biases, [np.prod(variable.shape) for variable in variables])
+    return Minimizers(SMOOTH, flat, run_dir / str(replicas.count), replicas).train(recipe)
 
 def relative(ours, theirs):
     return float(np.linalg.norm(np.subtract(ours, theirs)) / np.linalg.norm(theirs))
@@ -156,7 +141,7 @@ def run_split(split_runs, run_script):
 
     @functools.cache
     def run(count):
-        (split_runs / "split.py").write_text(SMOOTH + SPLIT)
+        (split_runs / "split.py").write_text(SPLIT)
         done = run_script(split_runs / "split.py", str(count), split_runs)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
@@ -219,7 +204,7 @@ def free_ports(count):
     return ports
 
 
-# Runs a command on that network; with a folder, in a process that dies as soon as a checkpoint is kept there.
+# Runs a command; with a folder, in a process that dies as soon as a checkpoint is kept there.
 WORKER = """
 import os, runpy, signal, sys, threading, time
 from pathlib import Path
@@ -238,10 +223,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_two_machines_end_where_two_replicas_of_one_do_also_after_one_died(tmp_path, run_split):
     """The survivor ends with a message; started again, both continue; the chief alone writes; the bits are the same."""
-    (tmp_path / "worker.py").write_text(SMOOTH + WORKER)
+    (tmp_path / "worker.py").write_text(WORKER)
     folders = [f"--{kind}_dir={tmp_path / kind}" for kind in ("data", "run", "figure")]
     sizes = ("--epochs=2", "--small_batch=150", "--large_batch=500", "--every=2", "--sharpness_samples=60")
-    job = ["training_curves.py", "-n", "smooth", "--dataset=digits", "--iterations=1", *sizes, *folders]
+    network = ("-n", f"{small_network.__file__}:SMOOTH", "--dataset=digits")
+    job = ["training_curves.py", *network, "--iterations=1", *sizes, *folders]
 
     def workers(results, *dying):
         cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}

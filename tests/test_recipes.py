@@ -6,6 +6,7 @@ import pytest
 import quick
 from conftest import minimizers, recipe, train
 from quick import run_code, stop_in_epoch
+from small_network import SMOOTH
 from test_training import ROUNDING, distance_from_adam_by_hand
 
 import network_zoo
@@ -97,7 +98,7 @@ def test_no_epochs_lead_to_the_starting_point(digits, tmp_path):
 def test_a_warm_start_begins_at_the_minimizer_with_a_fresh_optimizer(digits, tmp_path):
     small = quick.recipe(digits, network="smooth")
     asked = quick.recipe(digits, network="smooth", batch_size=1500, warm_start=small)
-    found = quick.minimizers(digits, tmp_path, quick.SMOOTH)
+    found = quick.minimizers(digits, tmp_path, SMOOTH)
     trained = found.train(asked)  # trains what it starts from, too
     first = found.stored(small)
     np.testing.assert_array_equal(trained.start, first.weights)
@@ -130,7 +131,7 @@ def test_a_schedule_changes_the_batch_and_nothing_else(digits, tmp_path):
     """Steps that XLA compiles, then two batches and a part of one, then one of all samples."""
     schedule = ((1, 700), (2, 1500))
     asked = quick.recipe(digits, network="smooth", batch_size=500, epochs=3, schedule=schedule, seed=3)
-    found = quick.minimizers(digits, tmp_path, quick.SMOOTH).train(asked)
+    found = quick.minimizers(digits, tmp_path, SMOOTH).train(asked)
     assert distance_from_adam_by_hand(found, digits) < ROUNDING
     assert [asked.batch_size_in(epoch) for epoch in range(4)] == [500, 700, 1500, 1500]
 

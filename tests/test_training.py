@@ -7,6 +7,7 @@ import pytest
 import quick
 from conftest import build, recipe, train
 from quick import QUICK, minimizers, stop_in_epoch
+from small_network import SMOOTH, felt_weights
 
 import network_zoo
 from large_batch import layers, optimizers, store
@@ -72,7 +73,7 @@ def distance_from_adam_by_hand(found, data):
     """Return how far the weights of the smooth network are from those of ADAM in float64 NumPy, over batches formed as
     the recipe says, with TensorFlow's gradients; in units of the way from the start."""
     asked, w = found.recipe, found.start
-    model = asked.build(quick.SMOOTH, data)
+    model = asked.build(SMOOTH, data)
     variables = model.trainable_variables
     ends = np.cumsum([np.prod(variable.shape) for variable in variables])[:-1]
 
@@ -94,16 +95,16 @@ def distance_from_adam_by_hand(found, data):
             t += 1
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
             w = w - 1e-3 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-8)
-    felt = quick.felt(quick.SMOOTH)
+    felt = felt_weights(SMOOTH)
     return np.linalg.norm((found.weights - w)[felt]) / np.linalg.norm((found.weights - found.start)[felt])
 
 
 def test_training_is_adam_over_shuffled_batches_from_one_starting_point(digits, tmp_path):
     """For a schedule of batch sizes see test_recipes.py."""
-    start = flat_weights(quick.SMOOTH.build(seed=3))
+    start = flat_weights(SMOOTH.build(seed=3))
     for batch_size, epochs in ((1500, 2), (400, 2)):
         asked = quick.recipe(digits, network="smooth", batch_size=batch_size, epochs=epochs, seed=3)
-        found = minimizers(digits, tmp_path, quick.SMOOTH).train(asked)
+        found = minimizers(digits, tmp_path, SMOOTH).train(asked)
         assert distance_from_adam_by_hand(found, digits) < ROUNDING
         assert found.distance == np.linalg.norm(found.weights - found.start)
         np.testing.assert_array_equal(found.start, start)
