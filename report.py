@@ -15,6 +15,7 @@ import base64
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,17 +31,18 @@ from large_batch.networks import NAMES
 from large_batch.results import Result, largest_sharpness, read
 
 TITLE = "Large-batch training and sharp minima: the reproduction"
-PART = re.compile(r"(?:at )?(epsilon [\d.e-]+|\w+):")  # what a line is about, where there are several
+PART = re.compile(r"(?:at )?((?:\w+, )?epsilon [\d.e-]+|\w+):")  # what a line is about, where there are several
 SHORT = re.compile(r"(<!-- made by report.py -->).*?(<!-- end -->)", re.DOTALL)
 VERDICTS = """
-*Holds*: by the rule below. *In direction*: the sign is the paper's, the size is not. *Contradicted*: the opposite is
-clear. *Not met*: a condition that the paper states is not fulfilled. *No verdict*: too few trials, nothing clear, or a
-training that is not at its end.
+*Holds*: by the rule below. *In direction*: the sign, or a part of the claim, is the paper's, the size or the rest is
+not. *Contradicted*: the opposite is clear. *Not met*: a condition that the paper states is not fulfilled. *No verdict*:
+one trial, where the effect is not far beyond what seeds differ by, nothing clear, or a training that is not at its end.
 """
 AGREEMENT = """
 The verdicts of the tables below: *agrees*: the means differ by at most three times the wider deviation. *same
 direction*, *contradicts*: they differ by more, and the minimizer clearly lies on the paper's side, or the other, of the
-one that it is compared with (SB of LB, a remedy of plain LB). *no verdict*: that is not clear, or a number is missing.
+one that it is compared with: augmented data and conservative training with plain training in batches of that size, SB
+with LB, and all other LB with SB. *no verdict*: that is not clear, or a number is missing.
 Trainings that are not at their end are compared as they are. Table 4 has one random subspace of each seed; the claim
 above has all that were measured.
 
@@ -135,6 +137,9 @@ def in_short(lines: Sequence[Line]) -> str:
     def cell(of: dict[str, str]) -> str:
         if len(set(of.values())) < 2:
             return "".join(set(of.values())) or "-"
+        if len(of) > 2:
+            counts = Counter(of.values())
+            return "; ".join(f"{verdict}: {count} of {len(of)}" for verdict, count in counts.most_common())
         return "; ".join(f"{part}: {verdict}" for part, verdict in of.items())
 
     rows = [[claim, *(cell(of.get(name, {})) for name in of_networks)] for claim, of in verdicts.items()]
@@ -178,7 +183,7 @@ def described(path: Path) -> str:
     """Return Tables 1 and 5, as `network_zoo.py` wrote them; "" where it did not."""
     if not path.exists():
         return ""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     parts = [part for title, rows in content["tables"].items() for part in (f"### {title}", table(rows))]
     return "\n\n".join([*parts, f"`python {content['provenance']['command']}`"])
 
@@ -284,7 +289,7 @@ def page(markdown_text: str, report: Path, folder: Path) -> str:
     body = markdown.markdown(markdown_text, extensions=["tables", "toc"])
 
     def embedded(match: re.Match) -> str:
-        data = base64.b64encode((report.parent / unquote(match[1])).read_bytes()).decode()
+        data = base64.b64encode(Path(os.path.normpath(report.parent / unquote(match[1]))).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
 
     def labelled(match: re.Match) -> str:
@@ -309,7 +314,7 @@ def main(settings: Settings) -> None:
     markdown_text = text(results, lines, report)
     pages = {report: markdown_text.encode(), folder / "report.html": page(markdown_text, report, folder).encode()}
     if readme.exists():
-        verdicts = SHORT.sub(lambda match: f"{match[1]}\n{in_short(lines)}\n{match[2]}", readme.read_text())
+        verdicts = SHORT.sub(lambda match: f"{match[1]}\n{in_short(lines)}\n{match[2]}", readme.read_text("utf-8"))
         pages[readme] = verdicts.encode()
     files.write_all(pages)
     print(*pages, sep="\n")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-Parts = Sequence[tuple[float, Sequence[float]]]  # of a weighted sum of means: the weight and the trials of each
+Values = Sequence[float]  # of trials
+Parts = Sequence[tuple[float, Values]]  # of a weighted sum of means: the weight and the trials of each
 
 HOLDS, DIRECTION, CONTRADICTED, OPEN = "holds", "in direction", "contradicted", "no verdict"
 LEVEL = 0.05  # of the tests over trials: one-sided where only one direction gives a verdict, else two-sided
 FAR = 4  # with one trial, standard errors that a difference must exceed
-ONE_TRIAL = f"{OPEN}: one trial"
+ONE_TRIAL, NO_GAP = f"{OPEN}: one trial", f"{OPEN}: no clear gap"
 CLEAR = (
     f"the difference is clear (over trials: Welch's t-test, {LEVEL:.0%}; with one trial: {FAR} standard "
     "errors of the seeds' spread, that in Table 2 or ours if it is wider)"
@@ -33,7 +34,7 @@ class Claim:
         return f"Claim:   {self.claim}\nRule:    {self.rule}\nFound:   {self.found}\nVerdict: {self.verdict}"
 
 
-def unclear(high: Sequence[float], low: Sequence[float], spread: float | None) -> str:
+def unclear(high: Values, low: Values, spread: float | None) -> str:
     """Return why it is open whether the trials of `high` lie above those of `low`; empty if they clearly do.
 
     `spread` is the deviation over seeds that is known from other runs, for the comparison of single trials.
@@ -51,7 +52,7 @@ def clear_side(parts: Parts, spread: float | None) -> str:
     return _unclear(parts, spread, LEVEL / 2) or HOLDS
 
 
-def beyond(ratios: Sequence[float], far: float) -> str:
+def beyond(ratios: Values, far: float) -> str:
     """Return the verdict on ratios, one of each trial, that are to be above 1: by their logarithms.
 
     A single one must be above `far`, or below 1 / `far`.
@@ -75,3 +76,47 @@ def _unclear(parts: Parts, spread: float | None, level: float) -> str:
         return "" if p_value < level else f"{OPEN}: the difference is within the spread of the trials"
     errors = np.sqrt(sum(weight**2 / count for (weight, _), count in zip(parts, counts, strict=True)))
     return "" if spread is not None and total > FAR * spread * errors else ONE_TRIAL
+
+
+def helps(small: Values, large: Values, other: Values, spread: float | None) -> str:
+    """Return the verdict on LB with a remedy, that it is better than plain LB."""
+    return clear_side([(1, other), (-1, large)], spread)
+
+
+def does_not_help(small: Values, large: Values, other: Values, spread: float | None) -> str:
+    """Return the verdict on LB with a remedy, that it is no better than plain LB: it closes less than half of the gap.
+
+    It is contradicted where the remedy helps, as above, and in direction where it does harm by more than the gap.
+    """
+    if helps(small, large, other, spread) == HOLDS:
+        return f"{CONTRADICTED}: it is better than plain LB"
+    if verdict := _no_gap(small, large, spread):
+        return verdict
+    verdict = clear_side([(0.5, small), (0.5, large), (-1, other)], spread)
+    lost, gap = (float(np.mean(one) - np.mean(large)) for one in (other, small))
+    return f"{DIRECTION}: worse than plain LB" if verdict == HOLDS and -lost > gap else verdict
+
+
+def is_alike(small: Values, large: Values, other: Values, spread: float | None) -> str:
+    """Return the verdict on LB of another optimizer, that it is as LB with ADAM: to less than half of the gap."""
+    if verdict := _no_gap(small, large, spread):
+        return verdict
+    better, worse = [(0.5, small), (0.5, large), (-1, other)], [(0.5, small), (-1.5, large), (1, other)]
+    verdicts = [clear_side(parts, spread) for parts in (better, worse)]
+    for verdict, word in zip(verdicts, ("better", "worse"), strict=True):
+        if verdict == CONTRADICTED:
+            return f"{verdict}: it is {word}"
+    return next((verdict for verdict in verdicts if verdict != HOLDS), HOLDS)
+
+
+def closes_the_gap(small: Values, large: Values, other: Values, small_too: Values, spread: float | None) -> str:
+    """Return the verdict on a remedy of both, that between them less than half of the gap is left."""
+    if verdict := _no_gap(small, large, spread):
+        return verdict
+    return clear_side([(0.5, small), (-0.5, large), (1, other), (-1, small_too)], spread)
+
+
+def _no_gap(small: Values, large: Values, spread: float | None) -> str:
+    """Return why SB is not clearly above LB; empty if it is."""
+    why = unclear(small, large, spread)
+    return NO_GAP if why and why != ONE_TRIAL else why

@@ -152,6 +152,10 @@ TABLE_4 = {  # random subspaces of dimension 100, by network and epsilon
 }
 
 
+# LB's sharpness per SB's, the smallest of "one to two orders of magnitude" (section 2.2.2)
+LEAST_RATIO = min(row.large.mean / row.small.mean for row in (*TABLE_3.values(), *TABLE_4.values()))
+
+
 def sharpness_spread(network: str) -> float | None:
     """Return the deviation over 5 seeds of the logarithm of LB's sharpness per SB's (Table 3, to first order), the
     larger one of both epsilons; None for others."""

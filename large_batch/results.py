@@ -72,15 +72,27 @@ class Result:
 
     @property
     def usual(self) -> bool:
-        """Whether its numbers may stand beside the paper's."""
-        usual = USUAL | {"small_batch": paper.SMALL_BATCH}
-        usual |= {"large_batch": paper.LARGE_BATCH[self.network]} if self.network in paper.LARGE_BATCH else {}
+        """Whether its numbers may stand beside the published ones."""
+        usual = USUAL | {"network": self.network, "small_batch": paper.SMALL_BATCH}
+        if self.network in paper.LARGE_BATCH:
+            usual |= {"large_batch": paper.LARGE_BATCH[self.network]}
+        else:  # networks of the reproduction, of which finetune.py has settings of its own
+            usual = {name: value for name, value in usual.items() if name not in ("optimizer", "weights")}
         return all((self.setting(name, value) or value) == value for name, value in usual.items())
+
+    @property
+    def epochs(self) -> list[dict[str, str]]:
+        """The rows of the -epochs.csv file: each of a regime, a seed and an epoch; none where there is no such file."""
+        return _rows(self.path.with_name(f"{self.path.stem}-epochs.csv"))
 
     def claims(self, words: str) -> list[evidence.Claim]:
         """Return the claims judged by the command that have some words in them."""
         told = self.content.get("claims", [self.content["claim"]] if "claim" in self.content else [])
         return [evidence.Claim(**one) for one in told if words in one["claim"]]
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(table.read_text("utf-8").splitlines())) if table.exists() else []
 
 
 def read(results: Path, figures: Path) -> list[Result]:
@@ -91,17 +103,17 @@ def read(results: Path, figures: Path) -> list[Result]:
     found = []
     for path in sorted(results.glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); restore it, or move it away.") from error
         if not {"provenance", "problem", "settings"} <= set(content):
             continue  # a benchmark
         if "environment" not in content["provenance"]:
             continue  # from before version 0.2.0, in which C1's pooling changed
-        table = path.with_suffix(".csv")
-        rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
         drawn = [figures / f"{path.stem}{suffix}.png" for suffix in ("", "-sharpness", "-3d")]
-        found.append(Result(path, content, rows, [figure for figure in drawn if figure.exists()]))
+        found.append(
+            Result(path, content, _rows(path.with_suffix(".csv")), [figure for figure in drawn if figure.exists()])
+        )
     return sorted(found, key=lambda one: (-one.setting("epochs", 0), -one.setting("trials", 1), one.path.stem))
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from large_batch import evidence, paper
+from large_batch import claims, evidence, paper
 from large_batch.results import Result, Trials, trials
 
 PAIR = ("SB", "LB")
 NOT_MET = "not met"
-OPEN_GAIN = f"{evidence.OPEN}: no clear gain"
 DIVERGED = f"{evidence.OPEN}: a training diverged"
-ORDER = 10  # "one to two orders of magnitude": at least this factor
 # What one trial must exceed: four deviations of the logarithm over the seeds of other runs, as a factor, rounded up
 FAR_RISE = 3  # of LB's rise per SB's: 0.24 over C1's two seeds of 10 epochs, with either pooling
 FAR_CURVATURE = 10  # of tr(H)^2 / tr(H^2), whose spread is not known; in its place that of LB's trace per SB's: 0.55
@@ -91,10 +90,30 @@ def by_command(script: str, words: str) -> Judge:
         for result in results:
             if result.script == script and (judged := result.claims(words)):
                 for one in judged:
-                    yield replace(entry.line(network, one.found, one.verdict, result), rule=one.rule)
+                    part = _part(result, "sharpness_samples") if "epsilon" in one.found else ""
+                    yield replace(entry.line(network, one.found + part, one.verdict, result), rule=one.rule)
                 return
 
     return judge
+
+
+def _part(result: Result, setting: str) -> str:
+    """Return over which part of the training set a result measured, in words; empty if over all of it."""
+    samples = result.setting(setting)
+    return f", over the first {samples:,} samples" if samples and samples < paper.SAMPLES[result.network] else ""
+
+
+def early_stopping(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
+    """Judge the training curves of SB and LB."""
+    for result in results:
+        if result.script == "training_curves" and result.epochs:
+            curves: dict[str, dict[str, list[float]]] = {label: {} for label in PAIR}
+            for row in result.epochs:
+                curves[row["regime"]].setdefault(row["seed"], []).append(float(row["test_accuracy"]))
+            trials = (list(curves[label].values()) for label in PAIR)
+            judged = claims.early_stopping(*trials, paper.seed_spread(network))
+            yield replace(entry.line(network, judged.found, judged.verdict, result), rule=judged.rule)
+            return
 
 
 def _unfinished(results: Sequence[Result], network: str, *ends: Trials) -> str:
@@ -126,24 +145,28 @@ def gap(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]
         )
 
 
-def sharper(space: str) -> Judge:
-    """Return the rule on Metric 2.1: LB is at least ten times as sharp as SB, in the mean of the logarithms."""
+def sharper(space: str, minimizers: Sequence[str] = ("LB",), times: float = paper.LEAST_RATIO) -> Judge:
+    """Return the rule on Metric 2.1: minimizers of LB are so many times as sharp as SB, in the mean of the
+    logarithms."""
 
     def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
-        for epsilon in paper.EPSILONS:
-            if ends := trials(results, network, ("SB", "LB"), "sharpness", space=space, epsilon=epsilon):
+        for minimizer, epsilon in product(minimizers, paper.EPSILONS):
+            if ends := trials(results, network, ("SB", minimizer), "sharpness", space=space, epsilon=epsilon):
                 small, large = ends
-                ratio, verdict = _sharper(small.values, large.values, paper.sharpness_spread(network))
+                ratio, verdict = _sharper(small.values, large.values, paper.sharpness_spread(network), times)
                 verdict = _unfinished(results, network, *ends) or verdict
-                found = f"epsilon {epsilon:g}: SB {small}, LB {large}, {ratio:.3g} times, after {small.length}"
-                known = published(("SB", "LB"), "sharpness", space, epsilon)(network)
+                part = f"epsilon {epsilon:g}" if minimizer == "LB" else f"{minimizer.split()[-1]}, epsilon {epsilon:g}"
+                found = f"{part}: SB {small}, {minimizer} {large}, {ratio:.3g} times, after {small.length}"
+                known = published(("SB", minimizer), "sharpness", space, epsilon)(network)
                 line = entry.line(network, found, verdict, *small.results, *large.results)
                 yield replace(line, published=known)
 
     return judge
 
 
-def _sharper(small: Sequence[float], large: Sequence[float], spread: float | None) -> tuple[float, str]:
+def _sharper(
+    small: Sequence[float], large: Sequence[float], spread: float | None, times: float = 1
+) -> tuple[float, str]:
     """Return how many times as sharp LB is, the mean of the logarithms over trials, and the verdict.
 
     `spread` is the deviation over seeds of the logarithm of the ratio that is known from other runs.
@@ -151,8 +174,8 @@ def _sharper(small: Sequence[float], large: Sequence[float], spread: float | Non
     logs = [np.log(values) for values in (large, small)]
     ratio = float(np.exp(logs[0].mean() - logs[1].mean()))
     verdict = evidence.clear_side([(1, logs[0]), (-1, logs[1])], spread and spread / 2**0.5)
-    if verdict == evidence.HOLDS and ratio < ORDER:
-        verdict = f"{evidence.DIRECTION}: less than {ORDER} times"
+    if verdict == evidence.HOLDS and ratio < times:
+        verdict = f"{evidence.DIRECTION}: less than {times:.2g} times"
     return ratio, verdict
 
 
@@ -183,7 +206,9 @@ def steep_in_few(entry: Entry, results: Sequence[Result], network: str) -> Itera
         share, steep = 100 * _dimensions(large) / large["size"], large["steep_share"] or 0.0  # None: not resolved
         found = f"LB curves in {share:.2g} % of the dimensions; {steep:.2g} % of random vertices are steep"
         verdict = evidence.beyond([paper.STEEP_SHARE / max(share, steep)], FAR_CURVATURE)
-        yield entry.line(network, f"{found}, seed {result.setting('seed', 0)}", verdict, result)
+        small = 100 * _dimensions(known[0]["SB"]) / large["size"]
+        found += f"; SB curves in {small:.2g} %, seed {result.setting('seed', 0)}{_part(result, 'curvature_samples')}"
+        yield entry.line(network, found, verdict, result)
 
 
 def large_eigenvalues(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
@@ -195,10 +220,11 @@ def large_eigenvalues(entry: Entry, results: Sequence[Result], network: str) -> 
         found = (
             f"LB curves in about {counts[1]:.3g} dimensions, SB in {counts[0]:.3g}; the largest eigenvalues are "
             f"{largest[1]:.3g} and {largest[0]:.3g}, seed {result.setting('seed', 0)}"
+            f"{_part(result, 'curvature_samples')}"
         )
         verdict = evidence.beyond([counts[1] / counts[0]], FAR_CURVATURE)
         if verdict == evidence.HOLDS and largest[1] <= largest[0]:
-            verdict = f"{evidence.DIRECTION}: more, but not larger ones"
+            verdict = f"{evidence.DIRECTION}: more dimensions, but no larger eigenvalue"
         yield entry.line(network, found, verdict, result)
 
 
@@ -217,7 +243,8 @@ def rescaled(entry: Entry, results: Sequence[Result], network: str) -> Iterator[
         found = ", ".join(f"{label} {low:.3g} - {high:.3g}" for label, (low, high) in ranges.items())
         changes = max(high / low for low, high in ranges.values())
         factors = ", ".join(f"{float(factor):g}" for factor in sorted(first["SB"], key=float))
-        words = f"Metric 2.1 over factors {factors}: {found}, after {result.training}"
+        part = _part(result, "sharpness_samples")
+        words = f"Metric 2.1 over factors {factors}: {found}, after {result.training}{part}"
         yield entry.line(network, words, evidence.HOLDS if changes > 2 else evidence.CONTRADICTED, result)
         return
 
@@ -243,14 +270,18 @@ def finite_beyond(entry: Entry, results: Sequence[Result], network: str) -> Iter
             return
 
 
-def _rise(alphas: np.ndarray, losses: np.ndarray, end: float) -> float:
-    """Return by how much the loss rises an eighth of the path from an end, the mean over both sides; infinite where it
-    is not finite within."""
-    near = [end - 1 / 8, end + 1 / 8]
-    first, last = np.searchsorted(alphas, near, "right")[0] - 1, np.searchsorted(alphas, near, "left")[1]
-    if not np.isfinite(losses[first : last + 1]).all():
-        return float("inf")
-    return float(np.interp(near, alphas, losses).mean() - np.interp(end, alphas, losses))
+def _rises(alphas: np.ndarray, losses: np.ndarray, end: float) -> tuple[float, float]:
+    """Return by how much the loss rises an eighth of the path from an end (0 or 1), towards the other end and away from
+    it; infinite where it is not finite on the way."""
+    inwards = 1 / 8 if end == 0 else -1 / 8
+
+    def rise(near: float) -> float:
+        first = np.searchsorted(alphas, min(near, end), "right") - 1
+        last = np.searchsorted(alphas, max(near, end), "left")
+        finite = np.isfinite(losses[first : last + 1]).all()
+        return float(np.interp(near, alphas, losses) - np.interp(end, alphas, losses)) if finite else float("inf")
+
+    return rise(end + inwards), rise(end - inwards)
 
 
 def steeper(curve: str) -> Judge:
@@ -259,16 +290,20 @@ def steeper(curve: str) -> Judge:
 
     def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
         plots = [plot for plot in _lines_of(results, curve) if plot[1].min() <= -1 / 8 and plot[1].max() >= 9 / 8]
-        plots = [plot for plot in plots if plot[0].setting("epochs") == plots[0][0].setting("epochs")]
         if not plots:
             return
-        rises = [[_rise(alphas, losses, end) for end in (0, 1)] for _, alphas, losses in plots]
+        lengths = [(plot[0].setting("epochs"), not plot[0].setting("until_converged")) for plot in plots]
+        plots = [plot for plot, length in zip(plots, lengths, strict=True) if length == max(lengths)]
+        finest = {plot[0].setting("seed", 0): plot for plot in sorted(plots, key=lambda plot: len(plot[1]))}
+        plots = [finest[seed] for seed in sorted(finest)]
+        rises = np.array([[_rises(alphas, losses, end) for end in (0, 1)] for _, alphas, losses in plots])
         length = plots[0][0].setting("epochs")
-        verdict = _not_at_end(results, network, length) or _steeper(rises)
-        around = [_between(of) for of in zip(*rises, strict=True)]
+        verdict = _not_at_end(results, network, length) or _steeper(rises.mean(axis=2))
+        small, large = ([_between(side) for side in rises[:, end].T] for end in (0, 1))
         seeds = ", ".join(str(result.setting("seed", 0)) for result, *_ in plots)
         found = (
-            f"the loss rises by {around[0]} around SB and by {around[1]} around LB, after {length} epochs, seed {seeds}"
+            f"the loss rises by {large[0]} from LB towards SB and by {large[1]} beyond, by {small[0]} from SB towards "
+            f"LB and by {small[1]} beyond, after {length} epochs, seed {seeds}"
         )
         yield entry.line(network, found, verdict, *(result for result, *_ in plots))
 
@@ -280,7 +315,7 @@ def _between(values: Sequence[float]) -> str:
     return low if low == high else f"{low} - {high}"
 
 
-def _steeper(rises: Sequence[tuple[float, float]]) -> str:
+def _steeper(rises: Sequence[Sequence[float]]) -> str:
     """Return the verdict on how much the loss rises from SB and from LB, of each trial; one that does not rise, or to
     what is not finite, is compared as one of almost nothing, or of very much."""
     small, large = np.clip(np.array(rises, float), 1e-9, 1e9).T
@@ -290,38 +325,27 @@ def _steeper(rises: Sequence[tuple[float, float]]) -> str:
     return verdict
 
 
-def remedied(hows: Sequence[str], helps: bool) -> Judge:
-    """Return the rule on large batches with a remedy: what becomes of their gap to SB, where that is clear.
+def remedied(hows: Sequence[str], rule: Callable[..., str], beside: Sequence[str] = ()) -> Judge:
+    """Return a rule on the test accuracies of large batches with a remedy, or another optimizer.
 
-    A remedy helps where its test accuracy is clearly above plain LB's, and does harm where it is clearly below. One
-    that is not to help holds where it clearly closes less than half of the gap. Where it does harm by more than the
-    gap, as a training that is not at its end, it is in direction only.
+    Args:
+        hows: The remedies or optimizers, each with a line of its own.
+        rule: Takes the values of SB, of plain LB, of LB with the remedy, those of `beside`, and the seeds' spread.
+        beside: Other minimizers that the rule takes.
     """
 
     def judge(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
         for how in hows:
-            if not (ends := trials(results, network, ("SB", "LB", f"LB {how}"), "test_accuracy")):
+            ends = trials(results, network, ("SB", "LB", f"LB {how}", *beside), "test_accuracy")
+            if not ends:
                 continue
-            small, large, other = ends
-            verdict = _unfinished(results, network, *ends) or _helped(*ends, helps, paper.seed_spread(network))
-            found = f"{how}: {other} %, plain LB {large} %, SB {small} % after {small.length}"
+            values = (one.values for one in ends)
+            verdict = _unfinished(results, network, *ends) or rule(*values, paper.seed_spread(network))
+            others = "".join(f", {name} {one} %" for name, one in zip(beside, ends[3:], strict=True))
+            found = f"{how}: {ends[2]} %, plain LB {ends[1]} %, SB {ends[0]} %{others} after {ends[0].length}"
             yield entry.line(network, found, verdict, *(result for one in ends for result in one.results))
 
     return judge
-
-
-def _helped(small: Trials, large: Trials, other: Trials, helps: bool, spread: float | None) -> str:
-    """Return the verdict on a remedy that is to help, or not to."""
-    gain, lacking = (float(np.mean(one.values) - np.mean(large.values)) for one in (other, small))
-    if no_gap := evidence.unclear(small.values, large.values, spread):
-        return evidence.ONE_TRIAL if no_gap == evidence.ONE_TRIAL else f"{evidence.OPEN}: no clear gap"
-    if helps:
-        verdict = evidence.clear_side([(1, other.values), (-1, large.values)], spread)
-        return verdict if verdict in (evidence.HOLDS, evidence.CONTRADICTED, evidence.ONE_TRIAL) else OPEN_GAIN
-    verdict = evidence.clear_side([(0.5, small.values), (0.5, large.values), (-1, other.values)], spread)
-    if verdict != evidence.HOLDS:
-        return verdict
-    return evidence.HOLDS if gain >= -lacking else f"{evidence.DIRECTION}: worse than plain LB"
 
 
 def pays(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:

@@ -10,7 +10,6 @@ from test_claims import rates
 import finetune
 from large_batch import evidence, verdicts
 from large_batch.evidence import CONTRADICTED, DIRECTION, HOLDS, OPEN
-from large_batch.results import Trials
 
 NUMBER, SEEDS = 400, 0.1  # comparisons; deviation of the test accuracy over seeds, points
 TRIALS = pytest.mark.parametrize("trials", [1, 2, 5])
@@ -34,26 +33,34 @@ def test_the_gap(trials):
 
 
 @TRIALS
-@pytest.mark.parametrize("helps", [True, False])
-def test_remedies(trials, helps):
+def test_remedies(trials):
     """With a gap of 4 points, of which a remedy closes no part, half, 70 % or all, or which it doubles; without one."""
     rng = np.random.default_rng(trials)
 
-    def judged(gap, closed):
-        ends = (accuracies(rng, end, trials) for end in (98, 98 - gap, 98 - gap + closed * gap))
-        rows = (tuple(Trials(list(values), 100, False, []) for values in row) for row in zip(*ends, strict=True))
-        return rates(verdicts._helped(*row, helps, SEEDS) for row in rows)
+    def judged(rule, gap, closed, of_small=()):
+        """`of_small` is what SB gains by the remedy."""
+        means = (98, 98 - gap, 98 - gap + closed * gap, *(98 + gain for gain in of_small))
+        ends = (accuracies(rng, end, trials) for end in means)
+        return rates(rule(*row, SEEDS) for row in zip(*ends, strict=True))
 
-    assert judged(0, 0)[OPEN] >= 0.92
-    if helps:
-        assert judged(4, 0)[OPEN] >= 0.92
-        assert judged(4, 1)[HOLDS] >= 0.9
-        assert judged(4, -1)[CONTRADICTED] >= 0.9
-    else:
-        assert judged(4, 0.5)[OPEN] >= 0.92
-        assert judged(4, 0.7)[HOLDS] <= 0.08
-        assert judged(4, 0)[HOLDS] >= 0.9
-        assert judged(4, 1)[CONTRADICTED] >= 0.9
+    for rule in (evidence.helps, evidence.does_not_help, evidence.is_alike):
+        assert judged(rule, 0, 0)[OPEN] >= 0.92
+    assert judged(evidence.helps, 4, 0)[OPEN] >= 0.92
+    assert judged(evidence.helps, 4, 1)[HOLDS] >= 0.9
+    assert judged(evidence.helps, 4, -1)[CONTRADICTED] >= 0.9
+    assert judged(evidence.does_not_help, 4, 0)[HOLDS] >= 0.9
+    assert judged(evidence.does_not_help, 4, 0)[CONTRADICTED] <= 0.05
+    assert judged(evidence.does_not_help, 4, 0.5)[HOLDS] <= 0.05
+    assert judged(evidence.does_not_help, 4, 1)[CONTRADICTED] >= 0.9
+    assert judged(evidence.is_alike, 4, 0)[HOLDS] >= (0.8 if trials == 2 else 0.9)
+    for closed in (0.5, -0.5):
+        assert judged(evidence.is_alike, 4, closed)[OPEN] >= 0.9
+    for closed in (1, -1):
+        assert judged(evidence.is_alike, 4, closed)[CONTRADICTED] >= 0.9
+    assert judged(evidence.closes_the_gap, 4, 0.5, [0])[OPEN] >= 0.92
+    assert judged(evidence.closes_the_gap, 4, 1, [2])[OPEN] >= 0.92, "SB gains, too, and half of the gap is left"
+    assert judged(evidence.closes_the_gap, 4, 1, [0])[HOLDS] >= (0.8 if trials == 2 else 0.9)
+    assert judged(evidence.closes_the_gap, 4, 0.5, [2])[CONTRADICTED] >= (0.8 if trials == 2 else 0.9)
 
 
 @TRIALS
@@ -63,7 +70,7 @@ def test_sharper(trials):
 
     def judged(ratio):
         logs = (rng.normal(0, 0.67, (NUMBER, trials)), rng.normal(np.log(ratio), 0.26, (NUMBER, trials)))
-        return rates(verdicts._sharper(*pair, 0.72)[1] for pair in zip(*map(np.exp, logs), strict=True))
+        return rates(verdicts._sharper(*pair, 0.72, 10)[1] for pair in zip(*map(np.exp, logs), strict=True))
 
     assert judged(1)[OPEN] >= 0.92
     assert judged(100)[HOLDS] >= (0.6 if trials == 2 else 0.9), "a t-test of two trials sees less"
