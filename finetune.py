@@ -149,7 +149,9 @@ def level_then_falling(rows: Sequence[Row], test: int, but: str = "") -> Claim:
 
     level = {size: of(size) for size in {row.batch_size for row in rows} if size <= LEVEL}
     verdict, found = evidence.OPEN, "two sizes up to 256, and 1024, are needed"
-    if len(level) > 1 and of(LARGEST):
+    if None in (value for size in (*level, LARGEST) for value in of(size)):
+        found = "a loss is not finite"
+    elif len(level) > 1 and of(LARGEST):
         means = [float(np.mean(values)) for values in level.values()]
         together, large = [value for values in level.values() for value in values], of(LARGEST)
         spread, fall = max(means) - min(means), float(np.mean(together) - np.mean(large))

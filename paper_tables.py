@@ -21,6 +21,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others are imported
     import large_batch.ctrl_c  # noqa: F401
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,13 @@ class Settings(cli.PairSettings, cli.TrialSettings):
         choices=tuple(TABLES),
     )
     manifold: str = setting(MANIFOLDS[0], "How the random subspaces are drawn.", "{}", choices=MANIFOLDS)
-    compute: bool = setting(True, "Train and measure what is missing; --nocompute prints what is stored.")
+    compute: bool = setting(True, "Train and measure what is missing; --nocompute only prints what is stored.")
+
+    def check(self) -> None:
+        """Raise `UserError` for flags that contradict each other."""
+        super().check()
+        if self.retrain and not self.compute:
+            raise UserError("--nocompute prints what is stored, and --retrain replaces it; leave one of them out.")
 
     def resolve(self, network: Any, samples: int) -> Settings:
         """Put the tables in order, without those of images for networks of other data.
@@ -235,6 +242,8 @@ def report(experiment: Experiment) -> None:
     rows, values = judged(experiment, found)
     title = experiment.title(f"The paper's tables, {settings.epochs} epochs")
     print(f"\n{title}\n\n{text(experiment, rows)}")
+    if not settings.compute:
+        return  # files that have more are left as they are
     told = {name: {"title": TABLES[name].title, "note": TABLES[name].note} for name in settings.tables}
     origins = experiment.origins(recipe for m, _ in wanted for recipe in recipes(experiment, m))
     summary = {"tables": told, "rows": rows, "minimizers": origins, "results": list(found.values())}
@@ -247,13 +256,13 @@ def main(settings: Settings) -> None:
     import network_zoo
     from large_batch.experiment import Experiment
 
-    replicas = None
+    experiments, replicas = [], None
     for name in dict.fromkeys(settings.network):
-        experiment = Experiment.begin(
-            replace(settings, network=name), network_zoo.get, figures=False, replicas=replicas
-        )
-        replicas = experiment.minimizers.replicas
-        report(experiment)
+        asked = replace(settings, network=name)
+        experiments.append(Experiment.begin(asked, network_zoo.get, figures=False, replicas=replicas))
+        replicas = experiments[0].minimizers.replicas
+    for experiment in experiments:
+        report(replace(experiment, began=time.monotonic()))
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def table(
     the curves are from the original's (`rms_difference`)."""
     from large_batch import tables
 
-    ratio = "-" if None in distances else f"{distances[0] / distances[1]:.2f}"
+    ratio = "-" if None in distances or not distances[1] else f"{distances[0] / distances[1]:.2f}"
     rows = [["", "SB, alpha = 0", "LB, alpha = 1", "paper SB", "paper LB"]]
     for half in ("train", "test"):
         ours = [number(getattr(end, f"{half}_accuracy"), ".2f") for end in ends]

@@ -134,6 +134,7 @@ def requests(experiment: Experiment, objectives: Objectives) -> list[Request]:
     effort = Effort(settings.curvature_samples, settings.probes, settings.steps, settings.products)
     drawn = {"dimension": settings.dimension, "manifold": settings.manifold}
     objectives.check_statistics(settings.statistics)
+    objectives.check_rescale(*settings.rescale)
     if settings.curvature or "random" in settings.space:
         check_dimension(objectives.size, settings.dimension)
     if settings.curvature:

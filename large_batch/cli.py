@@ -30,6 +30,7 @@ from large_batch.version import __version__
 
 FLAGS = flags.FLAGS
 LAST_GROUPS = ("Machines", "Folders", "Help")
+LAST_SEED = 2**32 - 1  # that NumPy and Keras take
 SHORT_NAMES = {"network": "n"}
 
 
@@ -90,7 +91,7 @@ class Settings:
     )
     epochs: int = setting(100, "Epochs of each training.", "e{}", "What to train", least=1, most=10**6)
     seed: int = setting(
-        0, "Seed of the starting point, the batches and dropout.", "s{}", "What to train", least=0, most=2**32 - 1
+        0, "Seed of the starting point, the batches and dropout.", "s{}", "What to train", least=0, most=LAST_SEED
     )
     precision: str = setting(
         "float32",
@@ -201,6 +202,12 @@ class RepeatedSettings(Settings):
     """Those of a script that repeats trainings."""
 
     trials: int = setting(1, "Trainings of each kind, with seeds from --seed on.", "t{}", least=1, most=10_000)
+
+    def check(self) -> None:
+        """Raise `UserError` for seeds beyond the last there is."""
+        super().check()
+        if self.seeds[-1] > LAST_SEED:
+            raise UserError(f"--seed={self.seed} with --trials={self.trials} goes beyond the last seed, {LAST_SEED}.")
 
     @property
     def seeds(self) -> range:

@@ -84,17 +84,30 @@ class Minimizers:
 
     def is_stored(self, recipe: Recipe) -> bool:
         """Say whether the minimizer of the recipe is there whole."""
-        return self.folder(recipe).whole(*MINIMIZER)
+        return self.folder(recipe).whole(*_files(recipe))
 
     def take_shipped(self, recipes: Iterable[Recipe]) -> None:
         """Take those minimizers that come with the repository, and are not even begun here; say so."""
         for recipe in recipes:
             shipped.take(recipe, self.folder(recipe), self.build, self.replicas)
 
+    def warn_of_others(self, iterates: Iterable[Recipe]) -> None:
+        """Warn where some iterates of a training are stored that another processor or other packages made."""
+        begun = [recipe for recipe in iterates if recipe.epochs]  # the start is that of the seed
+        stored = [recipe for recipe in begun if self.is_stored(recipe)]
+        changed = self.origin.differences(self.folder(stored[-1]).provenance()) if stored else []
+        if changed and len(stored) < len(begun) and self.replicas.chief:
+            store.log.warning(
+                "%s is stored from elsewhere, and what is missing of its iterates is trained with %s: they are of two "
+                "trainings; --retrain makes all of them here.",
+                stored[-1].name,
+                ", ".join(changed),
+            )
+
     def stored(self, recipe: Recipe) -> Minimizer | None:
         """Return the minimizer of the recipe if it is there whole; raises `UserError` if it is of another version."""
         folder = self.folder(recipe)
-        if not folder.whole(*MINIMIZER):
+        if not folder.whole(*_files(recipe)):
             return None
         with store.reading(folder.path):
             history = recipe.checked(store.read_csv(folder.path / HISTORY, Epoch))
@@ -113,8 +126,6 @@ class Minimizers:
         """Return what was followed in a training that is stored; raises `UserError` where it is damaged."""
         folder = self.folder(recipe)
         with store.reading(folder.path / TRACKED):
-            if not folder.whole(TRACKED):
-                raise ValueError("it is damaged")
             return store.read_csv(folder.path / TRACKED, Tracked)
 
     def state(self, recipe: Recipe) -> TrainingState:
@@ -122,7 +133,7 @@ class Minimizers:
         folder = self.folder(recipe)
         before = folder.sums()
         try:
-            if folder.whole(*MINIMIZER):
+            if folder.whole(*_files(recipe)):
                 with store.reading(folder.path):
                     return TrainingState(history=recipe.checked(store.read_csv(folder.path / HISTORY, Epoch)))
             if checkpoints := folder.names(CHECKPOINTS):
@@ -199,7 +210,7 @@ class Minimizers:
                 self.train(first, report=report, wait=wait)
             iterates = {epoch: self.folder(recipe.at_epoch(epoch)) for epoch in keep if epoch < recipe.epochs}
             if not retrain:
-                iterates = {epoch: other for epoch, other in iterates.items() if not other.whole(*MINIMIZER)}
+                iterates = {epoch: other for epoch, other in iterates.items() if not other.whole(*_files(recipe))}
             try:
                 return self._train(recipe, folder, iterates, test_history, report, watch)
             except tf.errors.OpError as error:
@@ -215,7 +226,7 @@ class Minimizers:
             kept = 1 + optimizers.make(recipe.optimizer).kept  # in each checkpoint, for a weight
             numbers = 2 + kept * (KEPT_CHECKPOINTS + 1)  # with start and minimizer
             files.check_space(folder.path.parent, 4 * numbers * self.build(recipe).count_params())
-        if folder.whole(*MINIMIZER):
+        if folder.whole(*_files(recipe)):
             folder.forget()
             if retrain:
                 folder.retire()
@@ -306,6 +317,11 @@ class Minimizers:
         replicas.agreed(loop.state.steps, folder.path)
 
 
+def _files(recipe: Recipe) -> list[str]:
+    """Return the files of the recipe's minimizer."""
+    return [*MINIMIZER, *([TRACKED] if recipe.track else [])]
+
+
 def _tested(history: list[Epoch]) -> bool:
     return all(row.test_loss is not None for row in history)
 
@@ -346,7 +362,7 @@ def _keep_iterate(
     """Store the present state as the minimizer of a recipe that ends here, in another folder."""
     with suppress(BusyError), files.lock(other.path, wait=False):  # who holds it stores the same
         other.tidy()
-        if other.whole(*MINIMIZER):
+        if other.whole(*_files(recipe)):
             other.forget()
         if other.before.exists():
             return  # it is being trained anew by itself

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,18 +123,24 @@ def check_name(name: str, zoo: Iterable[str]) -> None:
 def _own(path: str, attribute: str) -> Network:
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(specification)
+    sys.modules.setdefault(module.__name__, module)  # where data classes look for their annotations
     try:
         specification.loader.exec_module(module)
-        given = getattr(module, attribute)
+        if (given := getattr(module, attribute, None)) is None:
+            raise UserError(f"{path} has no {attribute}.")
         if isinstance(given, Network):
             told = {name: given.architecture(name) or _architecture(given.build(name)) for name in given.definitions}
             return replace(given, architectures=tuple(told.items()), own=True)
         model = seeded(given, 0, "float32")
+        if not len(model.inputs) == len(model.outputs) == 1:
+            raise TypeError(f"it has {len(model.inputs)} inputs and {len(model.outputs)} outputs")
+        if others := {variable.dtype for variable in model.trainable_variables} - {"float32"}:
+            raise TypeError(f"its weights are {', '.join(others)} instead of float32")
         shape, outputs = model.input_shape[1:], model.output_shape
         if len(outputs) != 2 or None in (*shape, outputs[1]):
             raise TypeError(f"its inputs have the shape {model.input_shape} and its outputs {outputs}")
-    except AttributeError as error:
-        raise UserError(f"{path} has no usable {attribute}: {_short(error)}.") from error
+    except UserError:
+        raise
     except Exception as error:  # a user's code may raise anything
         raise UserError(
             f"{path}:{attribute} is no network: {_short(error)}; it must be a Network, or a function without arguments "
@@ -185,7 +193,8 @@ def _ends_in_softmax(model: keras.Model) -> bool:
 
 
 def _architecture(model: keras.Model) -> str:
-    """Return a digest of the layers and their settings, whatever Keras has called them in this process."""
+    """Return a digest of the layers, their settings and the code of those that are a user's, whatever Keras has called
+    them in this process."""
     names = {layer.name: str(number) for number, layer in enumerate(model.layers)}
 
     def nameless(node: Any) -> Any:
@@ -200,5 +209,16 @@ def _architecture(model: keras.Model) -> str:
         text = json.dumps(nameless(json.loads(model.to_json())), sort_keys=True)
     except Exception:  # a model that cannot be written down is told by its weights alone
         text = ""
+    text += "".join(map(_code, sorted({type(layer) for layer in model._flatten_layers()}, key=str)))
     shapes = [tuple(variable.shape) for variable in model.variables]
     return hashlib.sha256(f"{text} {shapes}".encode()).hexdigest()[:8]
+
+
+def _code(kind: type) -> str:
+    """Return the code of a user's own kind of layer; empty for others, and where it is not known."""
+    if kind.__module__.partition(".")[0] in ("keras", "large_batch"):
+        return ""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""

@@ -82,6 +82,14 @@ class Objectives:
             raise UserError(
                 f"{self._network.name} has no moving averages; --statistics is for networks that have them."
             )
+        if set(policies) != {STATISTICS[0]}:
+            _ = self._of_batch  # made now, as it may not be possible
+
+    def check_rescale(self, *factors: float) -> None:
+        """Raise `UserError` where weights are to be rescaled, and the network has none that can be."""
+        if set(factors) != {1.0}:
+            state = [np.asarray(variable) for variable in self._model.non_trainable_variables]
+            layers.rescaled(self._model, np.zeros(self.size), state, factor=1)
 
     @property
     def parts(self) -> dict[str, slice]:

@@ -144,10 +144,12 @@ class Runner:
         for file in (end for end in ends if not isinstance(end, Recipe)):
             self._load(file, wait=True)  # a file that is none shows before hours of work
         needed = list(dict.fromkeys([*recipes, *(end for end in ends if isinstance(end, Recipe))]))
-        if not self.retrain:
-            self.minimizers.take_shipped(needed)
+        trainings = trajectories(needed)
+        for iterates in trainings.values() if not self.retrain else ():
+            if all(one.epochs == 0 for one in iterates[:-1]):  # others would be of another training, made here
+                self.minimizers.take_shipped(iterates)
         try:
-            found = self._run(trajectories(needed), asked, leave_diverged)
+            found = self._run(trainings, asked, leave_diverged)
         except BusyError as error:
             if self.wait:
                 raise
@@ -254,6 +256,8 @@ class Runner:
         """
         longest, minimizers = iterates[-1], self.minimizers
         keep = [recipe.epochs for recipe in iterates]
+        if not self.retrain:
+            minimizers.warn_of_others(iterates)
 
         def watch(history: list[Epoch]) -> None:
             if self.scalars and minimizers.replicas.chief:

@@ -111,8 +111,12 @@ class EigenvaluesRequest(HessianRequest):
 
     def compute(self, objectives: Objectives, w: np.ndarray, report: Report) -> Eigenvalues:
         """Measure at the minimizer w, shape (n,)."""
+        operator = self.operator(objectives, w, report)
+        if (size := operator.shape[0]) <= self.count:  # a layer of so few weights: too few for Lanczos iterations
+            values = np.linalg.eigvalsh(operator @ np.eye(size))  # ascending
+            return Eigenvalues((values[::-1] if self.end == "largest" else values).tolist())
         find = hessian.largest_eigenvalues if self.end == "largest" else hessian.lowest_eigenvalues
-        return Eigenvalues(find(self.operator(objectives, w, report), self.count)[0].tolist())
+        return Eigenvalues(find(operator, self.count)[0].tolist())
 
 
 @dataclass(frozen=True, kw_only=True)

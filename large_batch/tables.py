@@ -128,7 +128,8 @@ def rescaled_evaluations(results: dict[str, list[Measured]]) -> str:
         for measured in group:
             at = measured.result
             numbers = at.train_loss, at.train_accuracy, at.test_loss, at.test_accuracy
-            rows.append([label, f"{measured.measurement.rescale:g}", *(f"{number:.6g}" for number in numbers)])
+            cells = ("not finite" if number is None else f"{number:.6g}" for number in numbers)
+            rows.append([label, f"{measured.measurement.rescale:g}", *cells])
     return lay_out(rows)
 
 

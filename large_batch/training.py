@@ -190,9 +190,16 @@ class TrainingLoop:
         if self._order[0] != self.epoch:
             order = np.random.default_rng([self.recipe.seed, self.epoch]).permutation(samples)
             self._order = self.epoch, tf.constant(order.astype(np.int32))
-        numbers = (tf.constant(number, tf.int64) for number in (batch, step, count, at.steps))
+        numbers = [tf.constant(number, tf.int64) for number in (batch, step, count, at.steps)]
         compiled = self._compilable and batch <= COMPILED_BATCH
-        sums = self._steps(self._order[1], *numbers, tf.constant(float(stop)), compiled).numpy()
+        asked = self._order[1], *numbers, tf.constant(float(stop))
+        try:
+            sums = self._steps(*asked, compiled).numpy()
+        except tf.errors.InvalidArgumentError as error:
+            if not compiled or "unsupported operations" not in str(error):
+                raise
+            self._compilable = False  # a user's layer is none of XLA's; no step has been taken yet
+            sums = self._steps(*asked, False).numpy()
         if not (finite := np.isfinite(sums).all(axis=1)).all():
             raise DivergedError(f"in epoch {self.epoch + 1}, step {step + int(np.argmin(finite)) + 1}")
         for loss, correct, _ in sums.tolist():  # one by one, so that they do not depend on the block
@@ -335,7 +342,7 @@ class TrainingLoop:
     def restore(self, path: Path) -> None:
         """Continue from a state that `save` wrote."""
         with store.reading(path), np.load(path) as saved:
-            values = [saved[name] for name in sorted(saved.files) if name != "position"]
+            values = [saved[f"variable_{i:03}"] for i in range(len(saved.files) - 1)]  # beside the position
             for variable, value in zip(self._variables(), values, strict=True):
                 variable.assign(value)
             self.state = TrainingState.read(saved)

@@ -205,6 +205,7 @@ def rank_correlation(
     """
     if not len(measure) == len(gap) == len(settings):
         raise UserError("A rank correlation needs a measure, a gap and settings for each minimizer.")
+    names = list(settings[0]) if settings else []
     values = np.array(measure, float)
     known = np.flatnonzero(np.isfinite(values) & np.isfinite(np.array(gap, float)))
     x, y, settings = values[known], np.array(gap, float)[known], [settings[i] for i in known]
@@ -215,7 +216,6 @@ def rank_correlation(
             resampled = _resampled(x, y, trainings, np.random.default_rng(seed))
             tail = (1 - CONFIDENCE) / 2
             low, high = (float(np.quantile(resampled, share)) for share in (tail, 1 - tail))
-    names = list(settings[0]) if settings else []
     return RankCorrelation(len(x), tau, low, high, {name: _granulated(x, y, settings, name) for name in names})
 
 

@@ -16,6 +16,10 @@ from large_batch.experiment import Experiment
 from large_batch.networks import Network
 
 NETWORKS = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import keras
 
 from large_batch.networks import Network
@@ -47,6 +51,38 @@ def images():
 
 def pair():
     return keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
+
+
+@dataclass
+class Times(keras.layers.Layer):
+    """A layer of one's own."""
+
+    factor: float = 2.0
+
+    def __post_init__(self):
+        super().__init__()
+
+    def __hash__(self):
+        return id(self)
+
+    def call(self, x):
+        return 2.0 * x
+
+
+def turned():
+    """With a layer that XLA does not know, one of one's own, and a small one."""
+    layers = [keras.layers.Reshape((2, 4, 1)), keras.layers.RandomRotation(0.0, seed=1), keras.layers.Flatten()]
+    layers += [Times(), keras.layers.Dense(1, use_bias=False), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((8,)), *layers])
+
+
+def double():
+    return keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, dtype="float64")])
+
+
+def two_outputs():
+    x = keras.Input((8,))
+    return keras.Model(x, [keras.layers.Dense(3)(x), keras.layers.Dense(3)(x)])
 
 
 def nothing():
@@ -156,11 +192,11 @@ def test_a_minimizer_is_evaluated_with_its_own_moving_statistics(run, folder):
 
 
 def test_another_architecture_or_other_data_of_the_same_name_are_told_apart(tmp_path):
-    def places(networks=NETWORKS, seed=0):
+    def places(networks=NETWORKS, seed=0, name="wide"):
         """Where the minimizer and the results of a network on data of some seed are."""
         (tmp_path / "my_networks.py").write_text(networks)
         write_data(tmp_path / "my_data.npz", seed)
-        chosen = {"network": f"{tmp_path}/my_networks.py:wide", "dataset": f"{tmp_path}/my_data.npz"}
+        chosen = {"network": f"{tmp_path}/my_networks.py:{name}", "dataset": f"{tmp_path}/my_data.npz"}
         folders = {f"{kind}_dir": str(tmp_path / kind) for kind in ("run", "figure", "result")}
         experiment = Experiment.begin(PairSettings(**chosen, **folders), network_zoo.get)
         return store.folder("", experiment.recipe(550)), experiment.name()
@@ -172,11 +208,22 @@ def test_another_architecture_or_other_data_of_the_same_name_are_told_apart(tmp_
         places(seed=1),
     ]
     assert len({*places(), *itertools.chain(*others)}) == 8
+    assert places(name="turned") == places(name="turned")
+    assert set(places(name="turned")).isdisjoint(places(NETWORKS.replace("2.0 * x", "3.0 * x"), name="turned"))
 
 
 def test_a_head_of_probabilities_is_known_by_its_layer(run):
     found = summary(run("sharpness.py", "softmax", "--space=full"))
     assert all(one["result"]["value"] > 0 for some in found["results"].values() for one in some)
+
+
+def test_a_network_that_is_unlike_the_papers(run):
+    """It trains in batches for which XLA compiles the others' steps, and has a layer of three weights."""
+    small = "--small_batch=300", "--epochs=2"
+    assert summary(run("sharpness.py", "turned", *small, "--curvature", "--by_layer", "--probes=1", "--steps=2"))
+    said = run("sharpness.py", "turned", "--rescale=1,2", code=2)
+    assert "No kernel stands right before a batch normalisation" in said
+    assert "trainings" not in said
 
 
 def test_a_network_with_all_settings(run, folder):
@@ -203,8 +250,10 @@ def test_an_architecture_is_told_by_its_layers(folder):
 @pytest.mark.parametrize(
     ("network", "data", "words"),
     [
-        ("missing", "my_data.npz", "my_networks.py has no usable missing: "),
-        ("nothing", "my_data.npz", "my_networks.py has no usable nothing: "),
+        ("missing", "my_data.npz", "my_networks.py has no missing."),
+        ("nothing", "my_data.npz", "my_networks.py:nothing is no network: 'NoneType' object has no attribute"),
+        ("two_outputs", "my_data.npz", ":two_outputs is no network: it has 1 inputs and 2 outputs; it must be a"),
+        ("double", "my_data.npz", ":double is no network: its weights are float64 instead of float32; it must be a"),
         ("number", "my_data.npz", "my_networks.py:number is no network: 'int' object is not callable; it must be a"),
         ("broken", "my_data.npz", "my_networks.py:broken is no network: on purpose; it must be a"),
         ("images", "my_data.npz", "is no network: its inputs have the shape (None, 8, 8) and its outputs (None, 8, 3)"),

@@ -79,9 +79,11 @@ def test_the_whole_job(run, tmp_path):
     assert first == second
 
     more = [text if text != "--trials=2" else "--trials=3" for text in JOB]
+    before = sorted((tmp_path / "result").iterdir())
     stored = run("-n", NAME, *more, "--tables=2", "--nocompute").stdout
     assert "trainings" not in stored
     assert stored.count("(2 of 3)") == 4, "what is missing is missing"
+    assert sorted((tmp_path / "result").iterdir()) == before
 
 
 def test_mistakes(run):
@@ -89,6 +91,12 @@ def test_mistakes(run):
     assert (
         "There is no --tables '5'; choose one of 2, 3, 4, 6, 7, robust" in run("-n", "F1", "--tables=5", code=2).stderr
     )
+    assert "leave one of them out" in run("-n", "F1", "--nocompute", "--retrain", code=2).stderr
+    last = 2**32 - 1
+    assert f"beyond the last seed, {last}" in run("-n", "F1", f"--seed={last}", "--trials=2", code=2).stderr
+    two = run("-n", f"C1,{NAME}", "--dataset=digits", "--tables=6", code=2)
+    assert "Table 6 is about images, which small does not take" in two.stderr
+    assert "trainings" not in two.stdout, "nothing is begun"
 
 
 def test_augmentation_is_of_images():

@@ -1,6 +1,7 @@
 """The minimizers that come with the repository."""
 
 import csv
+import dataclasses
 import json
 import re
 
@@ -11,11 +12,13 @@ from conftest import ROOT
 
 import network_zoo
 from large_batch import datasets, shipped, store
+from large_batch.cli import Settings
 from large_batch.errors import MachineError
 from large_batch.minimizers import Minimizers
 from large_batch.objective import flat_weights
 from large_batch.objectives import Objectives
 from large_batch.recipes import Recipe
+from large_batch.runner import Runner
 
 FOLDERS = sorted(path.parent for path in (ROOT / "minimizers").glob("*/recipe.json"))
 
@@ -92,8 +95,32 @@ def test_what_is_taken(digits, tmp_path, monkeypatch):
     assert taken("begun") is None
     assert sorted(path.name for path in begun.folder(asked).path.iterdir()) == before
     end = theirs / "minimizer.weights.h5"
-    end.write_bytes(end.read_bytes()[:-1])
+    whole = end.read_bytes()
+    end.write_bytes(whole[:-1])
     assert taken("damaged") is None
+    end.write_bytes(whole)
+
+
+def test_iterates_are_of_one_training(digits, tmp_path, monkeypatch, caplog):
+    """A shipped minimizer is not taken where iterates before it are wanted; where it has been, this is said."""
+    asked, elsewhere = quick.recipe(digits), store.provenance("CPU")
+    monkeypatch.setattr(shipped, "HERE", tmp_path / "theirs")
+    theirs = dataclasses.replace(elsewhere, processor="another one")
+    Minimizers(quick.QUICK, digits, shipped.HERE, origin=theirs).train(asked, test_history=True)
+
+    def run(place, *recipes):
+        caplog.clear()
+        here = Minimizers(quick.QUICK, digits, tmp_path / place, origin=elsewhere)
+        Runner(here, Settings()).run(recipes)
+        return [here.stored(recipe).provenance.processor for recipe in recipes]
+
+    ours, other = elsewhere.processor, "another one"
+    assert run("together", asked.at_epoch(0), asked.at_epoch(1), asked) == [ours] * 3
+    assert "come with the repository" not in caplog.text
+    assert run("one after the other", asked.at_epoch(0), asked) == [ours, other]
+    assert "two trainings" not in caplog.text
+    assert run("one after the other", asked.at_epoch(1), asked) == [ours, other]
+    assert f"with processor {ours} instead of another one: they are of two trainings; --retrain" in caplog.text
 
 
 def test_the_example_of_their_readme(monkeypatch):

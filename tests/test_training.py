@@ -154,6 +154,17 @@ def test_what_is_stored(digits, tmp_path):
     assert trained.provenance.wall_seconds > 0
 
 
+def test_a_checkpoint_of_more_than_a_thousand_variables(digits, tmp_path):
+    loop = TrainingLoop(quick.recipe(digits), QUICK, digits)
+    variables = [tf.Variable(float(i)) for i in range(1001)]
+    loop._variables = lambda: variables
+    loop.save(tmp_path / "checkpoint.npz")
+    for variable in variables:
+        variable.assign(-1.0)
+    loop.restore(tmp_path / "checkpoint.npz")
+    assert [float(variable) for variable in variables] == list(range(1001))
+
+
 def test_history(digits, tmp_path):
     asked, found = quick.recipe(digits, epochs=3), minimizers(digits, tmp_path)
     plain = found.train(asked)

@@ -64,6 +64,7 @@ def test_what_cannot_be_told():
     settings = [{"seed": i} for i in range(3)]
     found = rank_correlation([1.0, None, np.nan], gap, settings)
     assert (found.count, found.tau, str(found)) == (1, None, "-")
+    assert rank_correlation([None] * 3, gap, settings).granulated.keys() == {"seed"}, "as those of other measures"
     assert rank_correlation([2.0, 2.0, 2.0], gap, settings).tau is None
     assert rank_correlation([1.0, None, 2.0], gap, settings).tau == 1
     assert rank_correlation([1.0, 2.0, 3.0], [*gap[:2], None], settings).count == 2
@@ -94,7 +95,8 @@ def test_measures_of_a_sweep(run_script, tmp_path):
     for mistake, words in (
         ("--remedies=none,smash", "There is no remedy 'smash'"),
         ("--at=101", "after the last epoch"),
+        ("--remedy=sam --remedies=sam:radius=0.2", "The remedy sam would be taken twice"),
     ):
-        mistaken = run_script("rank_measures.py", "-n", NAME, *folders, mistake)
+        mistaken = run_script("rank_measures.py", "-n", NAME, *folders, *mistake.split())
         assert mistaken.returncode == 2
         assert words in mistaken.stderr
