@@ -37,7 +37,9 @@ ALL = (*MEASURES, *HESSIAN_MEASURES)
 class Settings(cli.TrialSettings):
     """The flags."""
 
-    batch_sizes: tuple[int, ...] = setting((256, 1024, 6000), "Batch sizes, with commas.", cli.sizes_word, whole=True)
+    batch_sizes: tuple[int, ...] | None = setting(
+        None, "Batch sizes, with commas; default: small, four times as many, and large.", cli.sizes_word, whole=True
+    )
     at: tuple[int, ...] | None = setting(
         None, "Epochs whose iterates are measured, with commas; default: the last.", cli.list_word("at"), whole=True
     )
@@ -66,10 +68,12 @@ class Settings(cli.TrialSettings):
     def resolve(self, network: Any, samples: int) -> Settings:
         """Put lists in order, each value once, train as long as is measured, and keep to the samples there are."""
         at = tuple(sorted(set(self.at or (self.epochs,))))
+        small, large = network.small_batch(samples), network.large_batch(samples)
+        sizes = self.batch_sizes or (small, min(4 * small, large), large)
         return replace(
             super().resolve(network, samples),
             epochs=at[-1],
-            batch_sizes=tuple(sorted(set(self.batch_sizes))),
+            batch_sizes=tuple(sorted(set(sizes))),
             at=at,
             measure=tuple(measure for measure in ALL if measure in self.measure),
             curvature_samples=min(self.curvature_samples, samples),
