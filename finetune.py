@@ -140,8 +140,10 @@ def sgd(size: int, epochs: int) -> str:
 
 
 def level_then_falling(rows: Sequence[Row], test: int, but: str = "") -> Claim:
-    """Judge the claim from the trainings, whose accuracies are of so many test samples; there is no verdict where they
-    are others than the claim is of, as `but` says."""
+    """Judge the claim from the trainings, whose accuracies are of so many test samples.
+
+    `but` says why these are not the trainings of the claim; there is no verdict then.
+    """
     from large_batch import evidence
 
     def of(size: int) -> list[float]:

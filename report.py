@@ -100,8 +100,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def claims(lines: Sequence[Line]) -> str:
-    """Return the ledger: what has a result, by which rules it was judged, and what has none, and why."""
+def claims(lines: Sequence[Line], notes: str) -> str:
+    """Return the ledger: what has a result, by which rules it was judged, and what has none, and why.
+
+    `notes` is the address of what is said of the results.
+    """
     rows, rules, missing = [["claim", "network", "verdict", "ours", "published", "figure", "from"]], {}, {}
     for line in lines:
         claim = f"{line.claim} ({line.source})"
@@ -116,7 +119,7 @@ def claims(lines: Sequence[Line]) -> str:
     not_run = (
         f"{'; '.join(reasons)}. The others take hours to days of two cores and have not been run yet with this "
         "version; `python campaign.py --list` says what comes next, and "
-        "[older results](results/README.md#batch-sizes) tell of C1's Figures 4 and 5."
+        f"[older results]({notes}#batch-sizes) tell of C1's Figures 4 and 5."
     )
     unknown = [["claim", "networks"], *([claim, ", ".join(networks)] for claim, networks in missing.items())]
     judged = table([["claim", "it holds where"], *map(list, rules.items())])
@@ -269,9 +272,10 @@ def seconds(content: dict[str, Any]) -> float:
 
 def text(results: Sequence[Result], lines: Sequence[Line], report: Path) -> str:
     """Return the report in Markdown."""
+    folder = results[0].path.parent
     sections = {
-        "Claims": claims(lines),
-        "Tables": f"{described(results[0].path.parent / 'network_zoo.json')}\n\n{tables(results)}",
+        "Claims": claims(lines, link(folder / "README.md", report)),
+        "Tables": f"{described(folder / 'network_zoo.json')}\n\n{tables(results)}",
         "Figures": figures(results, report),
         "How each number was made": origins(results, report),
     }

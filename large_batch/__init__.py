@@ -2,8 +2,9 @@
 
 `Objective` is a model's loss over a data set as a function of one weight vector, `sharpness` is Metric 2.1 of Keskar et
 al. (2017), `RandomSubspace` its matrix A, `curvature` the Hessian at a minimizer. `hessian_operator` is that Hessian as
-SciPy takes it, `spectral_density` and `hutchpp` its spectrum and trace, `TrackEigenvalue` a Keras callback. TensorFlow
-starts with `Objective` or the callback.
+SciPy takes it, `spectral_density` and `hutchpp` its spectrum and trace, `TrackEigenvalue` a Keras callback.
+`flat_weights` returns a model's weights as that vector; `read_weights` and `write_weights` know files of them.
+TensorFlow starts with what needs a model.
 """
 
 from importlib import import_module
@@ -13,6 +14,8 @@ from large_batch.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from large_batch.hessian import hessian_operator
+    from large_batch.layers import flat_weights
+    from large_batch.models import read_weights, write_weights
     from large_batch.objective import Objective
     from large_batch.sharpness_metric import curvature, sharpness
     from large_batch.spectrum import hutchpp, spectral_density
@@ -24,10 +27,13 @@ __all__ = [
     "RandomSubspace",
     "TrackEigenvalue",
     "curvature",
+    "flat_weights",
     "hessian_operator",
     "hutchpp",
+    "read_weights",
     "sharpness",
     "spectral_density",
+    "write_weights",
 ]
 
 _ROOMS = {
@@ -35,10 +41,13 @@ _ROOMS = {
     "RandomSubspace": "subspace",
     "TrackEigenvalue": "tracking",
     "curvature": "sharpness_metric",
+    "flat_weights": "layers",
     "hessian_operator": "hessian",
     "hutchpp": "spectrum",
+    "read_weights": "models",
     "sharpness": "sharpness_metric",
     "spectral_density": "spectrum",
+    "write_weights": "models",
 }
 
 

@@ -1,7 +1,8 @@
-"""The claims of section 3 of the paper as rules on numbers: what is claimed, what was found, and a verdict.
+"""The claims that the commands judge (sections 2.2, 3 and 4 of the paper), and the cells of its tables, as rules.
 
-Each rule is stated in the claim. Accuracies are in percent, sharpness is Metric 2.1 in percent, and NaN where it is not
-resolved. tests/test_claims.py measures by simulation how often each rule errs, and how often it finds what is there.
+A claim says what is claimed, by which rule it is judged, what was found, and the verdict. Accuracies are in percent,
+sharpness is Metric 2.1 in percent, and NaN where it is not resolved. tests/test_claims.py measures by simulation how
+often each rule errs, and how often it finds what is there.
 """
 
 from collections.abc import Sequence

@@ -176,8 +176,8 @@ class Solution:
     """A minimizer and what was measured there.
 
     `minimizer` is its role: SB, LB, ...; `weights` is the digest of its weights; the distance is Euclidean, from where
-    this training started; `evaluation` holds an `Evaluated`, `sharpness` a `SharpnessResult` at each of
-    `paper.EPSILONS`, or nothing.
+    this training started; the result of `evaluation` is an `Evaluated`, of each of `sharpness` a `SharpnessResult`, one
+    for each of `paper.EPSILONS`, or none.
     """
 
     minimizer: str

@@ -8,11 +8,12 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from large_batch.errors import UserError, no_such
+from large_batch.errors import UserError, first_line, no_such
 
 if TYPE_CHECKING:  # the names of networks are known before TensorFlow starts
     from large_batch.backend import keras
@@ -121,9 +122,10 @@ def check_name(name: str, zoo: Iterable[str]) -> None:
 
 
 def _own(path: str, attribute: str) -> Network:
-    specification = importlib.util.spec_from_file_location(Path(path).stem, path)
+    told = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:8]  # other files may have that name
+    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_{told}", path)
     module = importlib.util.module_from_spec(specification)
-    sys.modules.setdefault(module.__name__, module)  # where data classes look for their annotations
+    sys.modules[module.__name__] = module  # where data classes look for their annotations
     try:
         specification.loader.exec_module(module)
         if (given := getattr(module, attribute, None)) is None:
@@ -142,9 +144,10 @@ def _own(path: str, attribute: str) -> Network:
     except UserError:
         raise
     except Exception as error:  # a user's code may raise anything
+        why = first_line(error)[:200].rstrip(".")
         raise UserError(
-            f"{path}:{attribute} is no network: {_short(error)}; it must be a Network, or a function without arguments "
-            "that returns a Keras model with an output for each class."
+            f"{path}:{attribute} is no network: {why}; it must be a Network, or a function without arguments that "
+            "returns a Keras model with an output for each class."
         ) from error
 
     def build(network: Network, definition: str, classes: int, seed: int, precision: str) -> keras.Model:
@@ -165,10 +168,6 @@ def _own(path: str, attribute: str) -> Network:
         architectures=((DEFINITIONS[0], _architecture(model)),),
         own=True,
     )
-
-
-def _short(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
 
 
 def seeded(function: Callable[[], keras.Model], seed: int, precision: str) -> keras.Model:
@@ -200,7 +199,8 @@ def _architecture(model: keras.Model) -> str:
     def nameless(node: Any) -> Any:
         """Drop names, and replace those that stand in lists, where Keras says what a layer takes its inputs from."""
         if isinstance(node, dict):
-            return {key: nameless(value) for key, value in node.items() if key != "name"}
+            named = {"name"} if _known(node.get("module") or "keras") else {"name", "module"}
+            return {key: nameless(value) for key, value in node.items() if key not in named}
         if isinstance(node, list):
             return [names.get(part, part) if isinstance(part, str) else nameless(part) for part in node]
         return node
@@ -216,9 +216,11 @@ def _architecture(model: keras.Model) -> str:
 
 def _code(kind: type) -> str:
     """Return the code of a user's own kind of layer; empty for others, and where it is not known."""
-    if kind.__module__.partition(".")[0] in ("keras", "large_batch"):
-        return ""
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return ""
+    with suppress(OSError, TypeError):
+        return "" if _known(kind.__module__) else inspect.getsource(kind)
+    return ""
+
+
+def _known(module: str) -> bool:
+    """Say whether a module is Keras' or ours."""
+    return module.partition(".")[0] in ("keras", "large_batch")

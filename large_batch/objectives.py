@@ -166,7 +166,7 @@ class Objectives:
         """Return weights and state of the same function (`layers.rescaled`), the given ones for a factor of 1."""
         return (w, state) if factor == 1 else layers.rescaled(self._model, w, state, factor)
 
-    def train(self, samples: int | None = None) -> Objective:
+    def train(self, samples: int | None = None) -> Objective | Recalibrated:
         """Return the loss over the training set, or over its first samples."""
         return self._objective("train", self._data.x_train, self._data.y_train, samples)
 
@@ -175,11 +175,11 @@ class Objectives:
         compute a gradient together, the objective itself."""
         return self.gradients.of(objective) if self.gradients and self._replicas.machines == 1 else objective
 
-    def test(self, samples: int | None = None) -> Objective:
+    def test(self, samples: int | None = None) -> Objective | Recalibrated:
         """Return the loss over the test set, or over its first samples."""
         return self._objective("test", self._data.x_test, self._data.y_test, samples)
 
-    def _objective(self, half: str, x: np.ndarray, y: np.ndarray, samples: int | None) -> Objective:
+    def _objective(self, half: str, x: np.ndarray, y: np.ndarray, samples: int | None) -> Objective | Recalibrated:
         size = min(samples or len(x), len(x))
 
         def made(policy: str) -> Objective | Recalibrated:

@@ -271,7 +271,7 @@ class TrainingLoop:
         """One step of one replica, on its shard of a batch."""
         replicas, whole = self.replicas, tf.shape(x)[0]
         (x, y), weight = replicas.shard(x, y)
-        loss, step = partial(self._loss, self._state()), self._update(weight, tf.cast(whole, tf.float32))
+        loss, step = partial(self._loss, self._fixed()), self._update(weight, tf.cast(whole, tf.float32))
         for remedy, key in zip(self._remedies, keys, strict=True):
             now = Moment(
                 self.model, key, whole, lambda tensor: replicas.shard(tensor)[0][0], replicas.total, self._restart
@@ -288,14 +288,15 @@ class TrainingLoop:
             weights = weights or [tf.convert_to_tensor(variable) for variable in self.model.trainable_variables]
             outputs, penalties = layers.call_recomputing(self.model, weights, x, training), []
         elif weights is None:
-            state[:] = self._state()  # for the calls at other weights that follow: their masks shall be the same
+            state[:] = self._fixed()  # for the calls at other weights that follow: their masks shall be the same
             outputs, penalties = self.model(x, training=training), self.model.losses
         else:
             outputs, _, penalties = self.model.stateless_call(weights, state, x, training=training, return_losses=True)
         losses, logits = cross_entropy(outputs, y, self.outputs)
         return losses + layers.penalty(penalties, losses.dtype), logits
 
-    def _state(self) -> list[tf.Tensor]:
+    def _fixed(self) -> list[tf.Tensor]:
+        """Return the values of what is not trained."""
         return [tf.convert_to_tensor(variable) for variable in self.model.non_trainable_variables]
 
     def _update(self, weight, samples) -> remedies.Step:
@@ -322,7 +323,7 @@ class TrainingLoop:
         """Let adaQN judge its last steps by the loss of the monitoring set, on one replica."""
         whole = tf.cast(tf.shape(x)[0], tf.float32)
         (x, y), weight = self.replicas.shard(x, y)
-        state = self._state()
+        state = self._fixed()
 
         def loss(weights):
             losses, _ = self._loss(state, x, y, weights, training=False)

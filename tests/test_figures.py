@@ -11,7 +11,7 @@ from large_batch.measurements import Evaluated
 from large_batch.trends import Breakpoint
 
 
-def test_figures_show_what_is_resolved(digits):
+def test_what_is_not_resolved_is_not_drawn(digits):
     def row(batch, sharpness, warm=None):
         at = recipe(digits, batch_size=batch, epochs=5)
         if warm:
@@ -27,6 +27,8 @@ def test_figures_show_what_is_resolved(digits):
             figures.warm_starts(found, warm, 80.0, none, "title"),
         ):
             figure.draw_without_rendering()
+    _, right = figures.batch_size_sweep(some, None, "title").axes
+    assert list(bars(right).values()) == [([128, 256], [2, 20])] * 2
 
 
 def lines(axes):
