@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finetune
 import report
 from large_batch import claims, evidence, ledger, paper
 from large_batch.errors import UserError
@@ -122,6 +123,23 @@ def test_our_spread_over_seeds_is_that_of_the_committed_results(committed):
             found = trials(read(committed / "results", committed), network, [minimizer], "test_accuracy")
             spreads += [np.std(of.values, ddof=1) for of in found if len(of.values) > 2]
         assert spreads[0] == pytest.approx(max(spreads), abs=0.005), network
+
+
+def test_the_committed_claims_are_judged_by_the_rules_of_today(committed):
+    few, two = np.array([1.0, 2.0]), [[1.0], [1.0]]
+    path = claims.Iterates(few, few)
+    rules = {entry.rule for entry in ledger.CLAIMS} | {
+        claims.early_stopping(two, two).rule,
+        claims.distances([2.0, 3.0]).rule,
+        claims.sharpness_paths(path, path, 1e-3, None).rule,
+        claims.accuracy_threshold(few, few, None)[0].rule,
+        claims.sharpness_threshold(few, few, 1e-3, None).rule,
+        claims.warm_starts(few, few, few, few, {}).rule,
+        claims.switching(dict.fromkeys(("SB", "LB", "growing"), two), {}).rule,
+        finetune.level_then_falling([], 1).rule,
+    }
+    lines = ledger.ledger(read(committed / "results", committed / "Figures"), NAMES)
+    assert {line.rule for line in lines if line.results} <= rules
 
 
 def test_the_committed_results_name_no_folder_of_a_machine(committed):
