@@ -122,8 +122,8 @@ def check_name(name: str, zoo: Iterable[str]) -> None:
 
 
 def _own(path: str, attribute: str) -> Network:
-    told = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:8]  # other files may have that name
-    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_{told}", path)
+    place = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:8]  # other files may have that name
+    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_{place}", path)
     module = importlib.util.module_from_spec(specification)
     sys.modules[module.__name__] = module  # where data classes look for their annotations
     try:
