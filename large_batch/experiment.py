@@ -160,7 +160,7 @@ class Experiment:
     def recipe(self, batch_size: int, seed: int | None = None, epochs: int | None = None, **settings) -> Recipe:
         """Return a recipe as the settings say, unless told otherwise.
 
-        Raises `UserError` where the data are too few, or not for a remedy.
+        Raises `UserError` where the data are too few, or not for a remedy, and where one would be taken twice.
         """
         asked = self.settings
         usual = {
@@ -171,7 +171,12 @@ class Experiment:
             "remedies": split(asked.remedy) if asked.remedy else (),
             "until_converged": asked.until_converged,
         }
-        return self.request(Recipe, batch_size=batch_size, **(usual | settings)).check(self.data)
+        recipe = self.request(Recipe, batch_size=batch_size, **(usual | settings)).check(self.data)
+        names = [text.partition(":")[0] for text in recipe.remedies]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"The remedy {name} would be taken twice; leave out one, as that of --remedy.")
+        return recipe
 
     def origin_of(self, end: Recipe | str) -> Origin:
         """Return where a stored minimizer, or one in a file, came from."""

@@ -145,13 +145,9 @@ class Recipe(Problem):
         return history
 
     def check(self, data: DataSet) -> Recipe:
-        """Return the recipe; raise `UserError` for a batch larger than the training set, and for a remedy of other data
-        or one that is there twice."""
-        names = [text.partition(":")[0] for text in self.remedies]
-        for name, text in zip(names, self.remedies, strict=True):
+        """Return the recipe; raise `UserError` for a batch larger than the training set, or remedies of other data."""
+        for text in self.remedies:
             remedies.make(text).check(data.x_train.shape[1:])
-            if names.count(name) > 1:
-                raise UserError(f"The remedy {name} would be taken twice; leave out one, as that of --remedy.")
         largest, samples = max(self.batch_sizes), len(data.x_train)
         if largest > samples:
             raise UserError(f"A batch of {largest:,} is larger than the training set of {samples:,} samples.")
