@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.measurements import Measured, Value
     from large_batch.places import Item
     from large_batch.recipes import Recipe
+    from large_batch.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,8 @@ def text(experiment: Experiment, rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def report(experiment: Experiment) -> None:
-    """Train and measure, print the tables of a network and write the numbers."""
+def plan(experiment: Experiment) -> tuple[Runner, list[Item]]:
+    """Return what will train and measure, and what it is asked for; raises `UserError` where that cannot be."""
     from large_batch.runner import Runner
 
     settings = experiment.settings
@@ -235,7 +236,12 @@ def report(experiment: Experiment) -> None:
         check_dimension(runner.objectives.size, paper.DIMENSION)
     wanted = cells(settings.tables)
     asked = [item(experiment, recipe, quantity) for m, quantity in wanted for recipe in recipes(experiment, m)]
-    asked = list(dict.fromkeys(asked))  # train and test accuracy are one measurement
+    return runner, list(dict.fromkeys(asked))  # train and test accuracy are one measurement
+
+
+def report(experiment: Experiment, runner: Runner, asked: list[Item]) -> None:
+    """Train and measure, print the tables of a network and write the numbers."""
+    settings = experiment.settings
     found = runner.run([], asked, leave_diverged=True) if settings.compute else runner.stored(asked)
     if found is None:
         return
@@ -245,7 +251,7 @@ def report(experiment: Experiment) -> None:
     if not settings.compute:
         return  # files that have more are left as they are
     told = {name: {"title": TABLES[name].title, "note": TABLES[name].note} for name in settings.tables}
-    origins = experiment.origins(recipe for m, _ in wanted for recipe in recipes(experiment, m))
+    origins = experiment.origins(recipe for m, _ in cells(settings.tables) for recipe in recipes(experiment, m))
     summary = {"tables": told, "rows": rows, "minimizers": origins, "results": list(found.values())}
     experiment.write("paper_tables", values, summary, {})
 
@@ -258,11 +264,12 @@ def main(settings: Settings) -> None:
 
     experiments, replicas = [], None
     for name in dict.fromkeys(settings.network):
-        asked = replace(settings, network=name)
-        experiments.append(Experiment.begin(asked, network_zoo.get, figures=False, replicas=replicas))
+        one = replace(settings, network=name)
+        experiments.append(Experiment.begin(one, network_zoo.get, figures=False, replicas=replicas))
         replicas = experiments[0].minimizers.replicas
-    for experiment in experiments:
-        report(replace(experiment, began=time.monotonic()))
+    plans = [plan(experiment) for experiment in experiments]
+    for experiment, (runner, asked) in zip(experiments, plans, strict=True):
+        report(replace(experiment, began=time.monotonic()), runner, asked)
 
 
 if __name__ == "__main__":

@@ -348,8 +348,8 @@ def agreement(
     Returns:
         "agrees" where the means differ by at most 3 times the wider of the two standard deviations; else "same
         direction" or "contradicts", by the side on which it lies of what it is compared with; "no verdict" where that
-        is not clear (`unclear`, single trials by the paper's wider deviation), and where a trial, or what it would be
-        compared with, is missing.
+        is not clear (Welch's test; single trials by the paper's wider deviation), and where a trial, or what it would
+        be compared with, is missing.
     """
     if theirs is None or not ours or _missing(ours):
         return OPEN
@@ -360,7 +360,8 @@ def agreement(
     if theirs_beside is None or not beside or _missing(beside):
         return OPEN
     above, theirs_above = found.mean > np.mean(beside), theirs.mean > theirs_beside.mean
-    spread = max(theirs.deviation or 0.0, theirs_beside.deviation or 0.0)
+    single = min(len(ours), len(beside)) == 1
+    spread = max(theirs.deviation or 0.0, theirs_beside.deviation or 0.0) if single else None
     if unclear(*((ours, beside) if above else (beside, ours)), spread):
         return OPEN
     return "same direction" if above == theirs_above else "contradicts"

@@ -16,8 +16,8 @@ LEVEL = 0.05  # of the tests over trials: one-sided where only one direction giv
 FAR = 4  # with one trial, standard errors that a difference must exceed
 ONE_TRIAL, NO_GAP = f"{OPEN}: one trial", f"{OPEN}: no clear gap"
 CLEAR = (
-    f"the difference is clear (over trials: Welch's t-test, {LEVEL:.0%}; with one trial: {FAR} standard "
-    "errors of the seeds' spread, that in Table 2 or ours if it is wider)"
+    f"the difference is clear (over trials: Welch's t-test, {LEVEL:.0%}; with one trial, or where that says more: "
+    f"{FAR} standard errors of the seeds' spread, the widest of that in Table 2, ours, and that of these trials)"
 )
 
 
@@ -37,7 +37,7 @@ class Claim:
 def unclear(high: Values, low: Values, spread: float | None) -> str:
     """Return why it is open whether the trials of `high` lie above those of `low`; empty if they clearly do.
 
-    `spread` is the deviation over seeds that is known from other runs, for the comparison of single trials.
+    `spread` is the deviation over seeds that is known from other runs, without which single trials tell nothing.
     """
     return _unclear([(1, high), (-1, low)], spread, LEVEL)
 
@@ -57,25 +57,29 @@ def beyond(ratios: Values, far: float) -> str:
 
     A single one must be above `far`, or below 1 / `far`.
     """
-    return clear_side([(1, np.log(ratios))], np.log(far) / FAR)
+    return clear_side([(1, np.log(ratios))], np.log(far) / FAR if len(ratios) == 1 else None)
 
 
 def _unclear(parts: Parts, spread: float | None, level: float) -> str:
     """Return why it is open whether a weighted sum of means over trials is above 0; empty if it clearly is.
 
-    The one-sided test is Welch's, for any weights (Satterthwaite, 1946).
+    The one-sided test is Welch's, for any weights (Satterthwaite, 1946). As it sees little in a few trials, the spread
+    that is known from other runs counts, too, unless these trials differ by more.
     """
     total = float(sum(weight * np.mean(trials) for weight, trials in parts))
-    counts = np.array([len(trials) for _, trials in parts])
+    counts, why = np.array([len(trials) for _, trials in parts]), ONE_TRIAL
     if counts.min() > 1:
         if all(np.ptp(trials) == 0 for _, trials in parts):
             return "" if total > 0 else f"{OPEN}: there is no difference"
-        variances = np.array([weight**2 * np.var(trials, ddof=1) for weight, trials in parts]) / counts
+        each = np.array([np.var(trials, ddof=1) for _, trials in parts])
+        variances = np.array([weight**2 for weight, _ in parts]) * each / counts
         freedom = variances.sum() ** 2 / np.sum(variances**2 / (counts - 1))
-        p_value = stats.t.sf(total / np.sqrt(variances.sum()), freedom)
-        return "" if p_value < level else f"{OPEN}: the difference is within the spread of the trials"
+        if stats.t.sf(total / np.sqrt(variances.sum()), freedom) < level:
+            return ""
+        spread = spread and max(spread, np.sqrt(each.mean()))
+        why = f"{OPEN}: the difference is within the spread of the trials"
     errors = np.sqrt(sum(weight**2 / count for (weight, _), count in zip(parts, counts, strict=True)))
-    return "" if spread is not None and total > FAR * spread * errors else ONE_TRIAL
+    return "" if spread is not None and total > FAR * spread * errors else why
 
 
 def helps(small: Values, large: Values, other: Values, spread: float | None) -> str:
@@ -86,15 +90,16 @@ def helps(small: Values, large: Values, other: Values, spread: float | None) -> 
 def does_not_help(small: Values, large: Values, other: Values, spread: float | None) -> str:
     """Return the verdict on LB with a remedy, that it is no better than plain LB: it closes less than half of the gap.
 
-    It is contradicted where the remedy helps, as above, and in direction where it does harm by more than the gap.
+    It is contradicted where the remedy helps, as above. It is in direction where that is by less than half of the gap,
+    and where the remedy does harm by more than the gap.
     """
-    if helps(small, large, other, spread) == HOLDS:
-        return f"{CONTRADICTED}: it is better than plain LB"
-    if verdict := _no_gap(small, large, spread):
-        return verdict
-    verdict = clear_side([(0.5, small), (0.5, large), (-1, other)], spread)
-    lost, gap = (float(np.mean(one) - np.mean(large)) for one in (other, small))
-    return f"{DIRECTION}: worse than plain LB" if verdict == HOLDS and -lost > gap else verdict
+    better, gap = helps(small, large, other, spread) == HOLDS, _no_gap(small, large, spread)
+    by_half = gap or clear_side([(0.5, small), (0.5, large), (-1, other)], spread)
+    if better:
+        small_gain = f"{DIRECTION}: it helps, but by less than half of the gap"
+        return small_gain if by_half == HOLDS else f"{CONTRADICTED}: it is better than plain LB"
+    harm = np.mean(large) - np.mean(other) > np.mean(small) - np.mean(large)
+    return f"{DIRECTION}: worse than plain LB" if by_half == HOLDS and harm else by_half
 
 
 def is_alike(small: Values, large: Values, other: Values, spread: float | None) -> str:

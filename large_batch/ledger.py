@@ -41,8 +41,9 @@ STEEPER = (
     f"{evidence.LEVEL:.0%}; of one trial {FAR_RISE} times as much). {AT_END}"
 )
 CLEARLY_SHARPER = (
-    f"clearly so (Welch's t-test of the logarithms, {evidence.LEVEL:.0%}; with one trial: {evidence.FAR} deviations of "
-    f"the seeds in Table 3). {AT_END}"
+    f"clearly so (Welch's t-test of the logarithms, {evidence.LEVEL:.0%}; with one trial, or where that says more: "
+    f"{evidence.FAR} standard errors of the seeds' spread, the wider of that in Table 3 and that of these trials). "
+    f"{AT_END}"
 )
 SHARPER = (
     f"LB is at least {paper.LEAST_RATIO:.2g} times as sharp as SB (geometric means over the seeds; the smallest ratio "
@@ -55,9 +56,9 @@ CLOSES = (
     f"what is left and half of it, {evidence.CLEAR}. {AT_END}"
 )
 NO_HELP = (
-    "LB's test accuracy with the method is below the middle between plain LB's and SB's; below plain LB's by more than "
-    "the gap is in direction only; above plain LB's contradicts. For the gap, and between the method and the middle or "
-    f"plain LB, {evidence.CLEAR}. {AT_END}"
+    "LB's test accuracy with the method is below the middle between plain LB's and SB's, and not above plain LB's. "
+    "Above plain LB's contradicts; between plain LB's and the middle, or below plain LB's by more than the gap, it is "
+    f"in direction only. For the gap, and between the method and the middle or plain LB, {evidence.CLEAR}. {AT_END}"
 )
 ALIKE = (
     "LB's test accuracy differs from that with ADAM by less than half of the gap between SB and LB, on either side. "

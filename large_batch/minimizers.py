@@ -91,17 +91,17 @@ class Minimizers:
         for recipe in recipes:
             shipped.take(recipe, self.folder(recipe), self.build, self.replicas)
 
-    def warn_of_others(self, iterates: Iterable[Recipe]) -> None:
-        """Warn where some iterates of a training are stored that another processor or other packages made."""
-        begun = [recipe for recipe in iterates if recipe.epochs]  # the start is that of the seed
-        stored = [recipe for recipe in begun if self.is_stored(recipe)]
-        changed = self.origin.differences(self.folder(stored[-1]).provenance()) if stored else []
-        if changed and len(stored) < len(begun) and self.replicas.chief:
+    def warn_of_two(self, iterates: Iterable[Recipe]) -> None:
+        """Warn where iterates of one training, stored or to come, were begun on several processors or versions."""
+        recipes = [recipe for recipe in iterates if recipe.epochs]  # the start is that of the seed
+        origins = [self.folder(recipe).provenance().first for recipe in recipes if self.is_stored(recipe)]
+        if missing := [recipe for recipe in recipes if not self.is_stored(recipe)]:
+            origins += [(self.state(missing[-1]).origins or [self.origin])[0]]
+        if changed := [of for one in origins[1:] for of in one.differences(origins[0])]:
             store.log.warning(
-                "%s is stored from elsewhere, and what is missing of its iterates is trained with %s: they are of two "
-                "trainings; --retrain makes all of them here.",
-                stored[-1].name,
-                ", ".join(changed),
+                "The iterates of %s are of several trainings, with %s; --retrain makes all of them here.",
+                recipes[-1].name,
+                ", ".join(dict.fromkeys(changed)),
             )
 
     def stored(self, recipe: Recipe) -> Minimizer | None:

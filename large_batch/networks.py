@@ -209,7 +209,8 @@ def _architecture(model: keras.Model) -> str:
         text = json.dumps(nameless(json.loads(model.to_json())), sort_keys=True)
     except Exception:  # a model that cannot be written down is told by its weights alone
         text = ""
-    text += "".join(map(_code, sorted({type(layer) for layer in model._flatten_layers()}, key=str)))
+    kinds = {kind for layer in model._flatten_layers() for kind in type(layer).__mro__}
+    text += "".join(map(_code, sorted(kinds, key=lambda kind: kind.__qualname__)))
     shapes = [tuple(variable.shape) for variable in model.variables]
     return hashlib.sha256(f"{text} {shapes}".encode()).hexdigest()[:8]
 
@@ -222,5 +223,5 @@ def _code(kind: type) -> str:
 
 
 def _known(module: str) -> bool:
-    """Say whether a module is Keras' or ours."""
-    return module.partition(".")[0] in ("keras", "large_batch")
+    """Say whether a module is no user's."""
+    return module.partition(".")[0] in ("builtins", "keras", "large_batch", "tensorflow")

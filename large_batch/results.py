@@ -76,8 +76,8 @@ class Result:
         usual = USUAL | {"network": self.network, "small_batch": paper.SMALL_BATCH}
         if self.network in paper.LARGE_BATCH:
             usual |= {"large_batch": paper.LARGE_BATCH[self.network]}
-        else:  # networks of the reproduction, of which finetune.py has settings of its own
-            usual = {name: value for name, value in usual.items() if name not in ("optimizer", "weights")}
+        if self.script == "finetune":
+            usual |= {"optimizer": "sgd", "weights": self.setting("weights")}
         return all((self.setting(name, value) or value) == value for name, value in usual.items())
 
     @property

@@ -176,6 +176,8 @@ class Runner:
             self._say_plan(f"{work}, {len(asked)} measurements ({len(done)} stored)", trainings, needed)
         for step in steps:
             step.check()
+        for iterates in trainings.values() if not self.retrain and self.minimizers.replicas.chief else ():
+            self.minimizers.warn_of_two(iterates)
 
         trained = {longest: longest.passes * samples for longest, samples in to_train.items()}
         diverged = set()
@@ -256,8 +258,6 @@ class Runner:
         """
         longest, minimizers = iterates[-1], self.minimizers
         keep = [recipe.epochs for recipe in iterates]
-        if not self.retrain:
-            minimizers.warn_of_others(iterates)
 
         def watch(history: list[Epoch]) -> None:
             if self.scalars and minimizers.replicas.chief:

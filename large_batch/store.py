@@ -64,6 +64,11 @@ class Provenance:
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
+    def first(self) -> "Provenance":
+        """Who began the training."""
+        return Provenance(**self.earlier[0]) if self.earlier else self
+
+    @property
     def setting(self) -> dict[str, str | int]:
         """All that the bits of a result depend on, beside its recipe."""
         computing = {"processor": self.processor, "threads": self.threads, "device": self.device or "CPU"}

@@ -207,7 +207,7 @@ def test_the_ledger_on_curvature_rescaling_and_the_reproductions_networks(tmp_pa
         claim = {"claim": "level up to a batch", "rule": "", "found": "so", "verdict": evidence.OPEN}
         planted(tmp_path, "c", command, claim=claim, network=network)
         content = json.loads((tmp_path / "c.json").read_text())
-        content["settings"] |= {"curve": "linear", "optimizer": "sgd"}
+        content["settings"] |= {"curve": "linear"} if network == "VGG11" else {"optimizer": "sgd"}
         (tmp_path / "c.json").write_text(json.dumps(content))
         for beyond in ("3.0", ""):
             (tmp_path / "c.csv").write_text(f"alpha,train_loss\n0.5,1.0\n1.5,\n2.0,{beyond}")

@@ -54,19 +54,19 @@ def pair():
 
 
 @dataclass
-class Times(keras.layers.Layer):
-    """A layer of one's own."""
+class Data:
+    """As files of networks may have it."""
 
-    factor: float = 2.0
+    classes: int = 3
 
-    def __post_init__(self):
-        super().__init__()
 
-    def __hash__(self):
-        return id(self)
-
+class Twice(keras.layers.Layer):
     def call(self, x):
         return 2.0 * x
+
+
+class Times(Twice):
+    """A layer of one's own, upon another."""
 
 
 def turned():
@@ -74,6 +74,11 @@ def turned():
     layers = [keras.layers.Reshape((2, 4, 1)), keras.layers.RandomRotation(0.0, seed=1), keras.layers.Flatten()]
     layers += [Times(), keras.layers.Dense(1, use_bias=False), keras.layers.Dense(3)]
     return keras.Sequential([keras.Input((8,)), *layers])
+
+
+def nested():
+    inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.BatchNormalization()])
+    return keras.Sequential([keras.Input((8,)), inner, keras.layers.Dense(3)])
 
 
 def double():
@@ -226,13 +231,20 @@ def test_a_head_of_probabilities_is_known_by_its_layer(run):
     assert all(one["result"]["value"] > 0 for some in found["results"].values() for one in some)
 
 
-def test_a_network_that_is_unlike_the_papers(run):
+def test_a_network_that_is_unlike_the_papers(run, folder):
     """It trains in batches for which XLA compiles the others' steps, and has a layer of three weights."""
     small = "--small_batch=300", "--epochs=2"
     assert summary(run("sharpness.py", "turned", *small, "--curvature", "--by_layer", "--probes=1", "--steps=2"))
-    said = run("sharpness.py", "turned", "--rescale=1,2", code=2)
-    assert "No kernel stands right before a batch normalisation" in said
-    assert "trainings" not in said
+    before = names(folder)
+    for mistake, words in (
+        ("--rescale=1,2", "No kernel stands right before a batch normalisation"),
+        ("--statistics=batch", "turned has no moving averages"),
+    ):
+        assert words in run("sharpness.py", "turned", mistake, "--seed=1", code=2)
+        assert names(folder) == before, "nothing was trained for it"
+    said = run("sharpness.py", "nested", "--statistics=batch", code=2)
+    assert "Statistics of the batch are for networks whose layers stand in a list or graph" in said
+    assert names(folder) == before
 
 
 def test_a_network_with_all_settings(run, folder):

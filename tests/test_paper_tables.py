@@ -97,6 +97,9 @@ def test_mistakes(run):
     two = run("-n", f"C1,{NAME}", "--dataset=digits", "--tables=6", code=2)
     assert "Table 6 is about images, which small does not take" in two.stderr
     assert "trainings" not in two.stdout, "nothing is begun"
+    two = run("-n", f"C1,{NAME}", "--dataset=digits", "--tables=2", "--remedy=augment", code=2)
+    assert "The remedy augment is for images" in two.stderr
+    assert "trainings" not in two.stdout
 
 
 def test_augmentation_is_of_images():

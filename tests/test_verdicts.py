@@ -30,6 +30,10 @@ def test_the_gap(trials):
     assert judged(0)[OPEN] >= 0.92
     assert judged(1.5)[HOLDS] >= 0.9
     assert judged(-1.5)[CONTRADICTED] >= 0.9
+    if trials > 1:  # a known spread that is half the true one does not make chance a finding
+        pairs = zip(accuracies(rng, 98, trials), accuracies(rng, 98, trials), strict=True)
+        found = rates(evidence.clear_side([(1, small), (-1, large)], SEEDS / 2) for small, large in pairs)
+        assert found[OPEN] >= 0.92
 
 
 @TRIALS
@@ -50,17 +54,19 @@ def test_remedies(trials):
     assert judged(evidence.helps, 4, -1)[CONTRADICTED] >= 0.9
     assert judged(evidence.does_not_help, 4, 0)[HOLDS] >= 0.9
     assert judged(evidence.does_not_help, 4, 0)[CONTRADICTED] <= 0.05
+    assert judged(evidence.does_not_help, 4, 0.3)[HOLDS] <= 0.05
+    assert judged(evidence.does_not_help, 4, 0.3)[CONTRADICTED] <= 0.05, "in direction"
     assert judged(evidence.does_not_help, 4, 0.5)[HOLDS] <= 0.05
     assert judged(evidence.does_not_help, 4, 1)[CONTRADICTED] >= 0.9
-    assert judged(evidence.is_alike, 4, 0)[HOLDS] >= (0.8 if trials == 2 else 0.9)
+    assert judged(evidence.is_alike, 4, 0)[HOLDS] >= 0.9
     for closed in (0.5, -0.5):
         assert judged(evidence.is_alike, 4, closed)[OPEN] >= 0.9
     for closed in (1, -1):
         assert judged(evidence.is_alike, 4, closed)[CONTRADICTED] >= 0.9
     assert judged(evidence.closes_the_gap, 4, 0.5, [0])[OPEN] >= 0.92
     assert judged(evidence.closes_the_gap, 4, 1, [2])[OPEN] >= 0.92, "SB gains, too, and half of the gap is left"
-    assert judged(evidence.closes_the_gap, 4, 1, [0])[HOLDS] >= (0.8 if trials == 2 else 0.9)
-    assert judged(evidence.closes_the_gap, 4, 0.5, [2])[CONTRADICTED] >= (0.8 if trials == 2 else 0.9)
+    assert judged(evidence.closes_the_gap, 4, 1, [0])[HOLDS] >= 0.9
+    assert judged(evidence.closes_the_gap, 4, 0.5, [2])[CONTRADICTED] >= 0.9
 
 
 @TRIALS
@@ -73,7 +79,7 @@ def test_sharper(trials):
         return rates(verdicts._sharper(*pair, 0.72, 10)[1] for pair in zip(*map(np.exp, logs), strict=True))
 
     assert judged(1)[OPEN] >= 0.92
-    assert judged(100)[HOLDS] >= (0.6 if trials == 2 else 0.9), "a t-test of two trials sees less"
+    assert judged(100)[HOLDS] >= 0.9
     if trials == 5:
         assert judged(5)[DIRECTION] >= 0.8
         assert judged(1 / 100)[CONTRADICTED] >= 0.9
