@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import run_python, solution
+from conftest import solution
 from small_network import NAME, SMALL
 
 import network_zoo
@@ -12,7 +12,7 @@ import training_curves
 import warmstart
 from batch_size_sweep import Settings as SweepSettings
 from batch_size_sweep import default_sizes, fitting
-from large_batch import __version__, distribution, files, paper, store, tables
+from large_batch import claims, distribution, files, paper, store, tables
 from large_batch.backend import tf
 from large_batch.errors import UserError
 from large_batch.experiment import Experiment
@@ -51,6 +51,12 @@ def values(found, quantity, **place):
     """Of the rows in long form, those of a quantity."""
     place = {"quantity": quantity} | place
     return [row for row in found if place.items() <= row.items()]
+
+
+def accuracy(found, **place):
+    """Of the rows in long form, the one test accuracy there, as claims print it."""
+    (row,) = values(found, "test_accuracy", **place)
+    return f"{float(row['value']):.2f} %"
 
 
 def places(found, *names):
@@ -136,6 +142,10 @@ def test_training_curves(run, tmp_path):
     lengths = [float(row["value"]) for row in values(found, "distance_from_start")]
     ratios = [lengths[i] / lengths[i + 4] for i in (2, 3)]
     assert summary["claims"][1]["found"] == str(paper.Spread.of(ratios))
+    last = [float(row["test_accuracy"]) for row in epochs if row["epoch"] == "3"]
+    small, large = np.mean(last[:2]), np.mean(last[2:])
+    words = rf"at the end SB reaches {small:.2f} ± [\d.]+ %, LB {large:.2f} ± "
+    assert re.match(words, summary["claims"][0]["found"])
     assert printed.count("Verdict: ") == len(summary["claims"]) == 4
     table = printed.split("\n\n")[1]
     assert "sharpness 0.001" in table
@@ -169,9 +179,10 @@ def test_batch_size_sweep_shared_with_another_process(run, tmp_path):
     assert before.items() <= stored_files(tmp_path).items()
     path = only(tmp_path / "result", "small-batch_size_sweep-*-e1-n60-i1-b600-750-1000-1250-1500.csv")
     drawn(tmp_path, path.stem)
-    assert places(values(rows(path), "test_accuracy"), "batch_size", "minimizer") == [
-        *((size, "") for size in ("600", "750", "1000", "1250", "1500"))
-    ]
+    found = values(rows(path), "test_accuracy")
+    assert places(found, "batch_size", "minimizer") == [(f"{n}", "") for n in (600, 750, 1000, 1250, 1500)]
+    sizes, accuracies = (np.array([float(row[name]) for row in found]) for name in ("batch_size", "value"))
+    assert claims.accuracy_threshold(sizes, accuracies, None)[0].found in printed
     assert printed.count("Verdict: ") == 3
 
 
@@ -192,7 +203,9 @@ def test_warm_starts_killed_and_continued(run, tmp_path):
     started = [("LB", "2", ""), *(("warm-started LB", "2", str(epoch)) for epoch in (1, 2, 4))]
     assert places(values(found, "test_accuracy"), *at) == [*(("SB", str(epoch), "") for epoch in (1, 2, 4)), *started]
     assert places(values(found, "sharpness", epsilon="0.0005"), *at) == started
-    assert printed.count("Verdict: ") == 1
+    small, large = accuracy(found, minimizer="SB", epochs="4"), accuracy(found, minimizer="LB")
+    late = accuracy(found, minimizer="warm-started LB", warm_start_epochs="4")
+    assert f"SB alone {small}, LB alone {large}, late ones {late}" in printed
 
 
 def test_growing_batches(run, tmp_path):
@@ -202,6 +215,8 @@ def test_growing_batches(run, tmp_path):
     found = rows(path)
     assert places(values(found, "test_accuracy"), "minimizer") == [("SB",), ("LB",), ("growing",)]
     assert places(values(found, "sharpness"), "minimizer") == [("SB",)] * 2 + [("LB",)] * 2 + [("growing",)] * 2
+    small, large, growing = (accuracy(found, minimizer=name) for name in ("SB", "LB", "growing"))
+    assert f"SB {small}, LB {large}, growing {growing}" in printed
     grown = only(tmp_path / "run", "small-digits-b750to1500-e3-s0-*")
     assert json.loads((grown / "recipe.json").read_text())["schedule"] == [[1, 1000], [2, 1500]]
     assert "Growing batches (1:1000,2:1500), 3 epochs" in printed
@@ -247,6 +262,9 @@ def test_the_paper_is_set_beside_its_own_data_batches_and_last_epoch_only(tmp_pa
     assert experiment.as_published
     assert "F2 on TIMIT" in experiment.title("")
     assert not begin(tmp_path / "other", warmstart.Settings, network="F1", dataset="digits").as_published
+    assert not begin(tmp_path, warmstart.Settings, network="F2", optimizer="sgd").as_published
+    assert experiment.batches_as_published
+    assert not begin(tmp_path, warmstart.Settings, network="F2", large_batch=7).batches_as_published
     assert (experiment.network.small_batch(60), experiment.network.large_batch(60)) == (1, 6)
     regimes = {"SB": [(1, 3), (1, 2)], "LB": [(6, 3)], "growing": [(1, 3)]}
     solutions = {
@@ -275,8 +293,9 @@ def test_the_paper_is_set_beside_its_own_data_batches_and_last_epoch_only(tmp_pa
         ),
         ({"small_batch": 15, "sharpness_samples": 9999, "every": 10}, "F1-training_curves-digits"),
         (
-            {"definition": "paper", "precision": "bfloat16", "seed": 3, "large_batch": 7, "wait": False},
-            "F1-training_curves-digits-paper-s3-bfloat16-lb7",
+            {"definition": "paper", "precision": "bfloat16", "seed": 3, "large_batch": 7, "wait": False}
+            | {"optimizer": "sgd", "until_converged": True},
+            "F1-training_curves-digits-paper-s3-bfloat16-sgd-converged-lb7",
         ),
     ],
     ids=range(4),
@@ -284,49 +303,9 @@ def test_the_paper_is_set_beside_its_own_data_batches_and_last_epoch_only(tmp_pa
 def test_names_of_outputs_say_what_differs_from_the_defaults(tmp_path, settings, name):
     experiment = begin(tmp_path, training_curves.Settings, network="F1", dataset="digits", **settings)
     assert experiment.name("training_curves") == name
-
-
-@pytest.mark.parametrize(
-    ("script", "flags"),
-    [
-        ("training_curves.py", ("--every", "--figure_dir", "--trials", "Figure 2")),
-        ("batch_size_sweep.py", ("--batch_sizes", "--figure_dir", "--trials", "Figure 4")),
-        ("warmstart.py", ("--schedule", "--figure_dir", "--trials", "Figure 5")),
-        ("sharpness.py", ("Sharpness:", "--eps", "--weights", "Table")),
-        ("plot_parametric_plot.py", ("Parametric plot:", "--small_batch_weights", "--curve", "--points", "Figures 3")),
-    ],
-)
-def test_help_comes_without_tensorflow_and_in_groups(script, flags):
-    code = (
-        f"import runpy, sys; sys.argv = ['{script}', '--help']\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as exit: assert not exit.code\n"
-        "assert 'tensorflow' not in sys.modules and 'matplotlib' not in sys.modules"
-    )
-    done = run_python("-c", code)
-    assert done.returncode == 0, done.stderr
-    order = [done.stdout.index(words) for words in ("What to train:", "--network", "Machines:", "Folders:", "Help:")]
-    assert order == sorted(order)
-    for words in ("-n,--network", "--epochs", "--seed", "--[no]retrain", "--[no]wait", "--run_dir", *flags):
-        assert words in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        ("--version", 0, f"{__version__}\n"),
-        ("-n c1", 2, "no network 'c1' (did you mean C1?)"),
-        ("-n F1 --dataset cifar-10", 2, "no data set 'cifar-10' (did you mean cifar10?)"),
-        ("-n F1 --remedy sam,augmnt:angle=3", 2, "no remedy 'augmnt' (did you mean augment?)"),
-        ("-n F1 --optimizer addam", 2, "no optimizer 'addam' (did you mean adam?)"),
-        ("-n F1 --weights nowhere.weights.h5", 2, "no weights file nowhere.weights.h5"),
-    ],
-)
-def test_what_is_answered_without_tensorflow(arguments, code, words):
-    done = run_python("-X", "importtime", "sharpness.py", *arguments.split())
-    assert done.returncode == code
-    assert words in done.stdout + done.stderr
-    assert not re.search(r"\| +(tensorflow|keras|matplotlib)$", done.stderr, re.MULTILINE)
+    recipe = experiment.recipe(10)
+    for each in ("definition", "seed", "epochs", "precision", "optimizer", "until_converged"):
+        assert getattr(recipe, each) == getattr(experiment.settings, each), "the name does not promise too much"
 
 
 def test_cells_of_several_trials():

@@ -1,5 +1,7 @@
 """Functions that do not keep their word, and the Hessians of layers that are not ours."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_foreign_models import L, X, Y, scaled, sequential
@@ -155,6 +157,14 @@ def test_what_a_function_must_keep():
         with pytest.raises(UserError, match=words):
             sharpness(function, w, 1e-3)
     assert sharpness(Given(np.float32(1), w.astype(np.float32)), w, 1e-3).value is None
+
+    asked = SimpleNamespace(
+        value=lambda at: at.state,
+        value_and_gradient=lambda at: at.state,
+        hessian_vector_product=lambda at, v: at.state,
+    )
+    held = functions.Point(w, ["state"]).hold(asked)
+    assert [held.value(w), held.value_and_gradient(w), held.hessian_vector_product(w, w)] == [["state"]] * 3
 
     class Mistaken:
         def value_and_gradient(self, w):

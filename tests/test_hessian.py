@@ -126,6 +126,13 @@ def test_steep_shares_of_known_functions():
     assert nowhere.steep_share == 0
     lower, upper = nowhere.sharpness_bounds
     assert lower == pytest.approx(nowhere.sharpness.value, rel=1e-3) == pytest.approx(upper, rel=1e-3)
+    # Eight weights together, above a loss that is not 0: 37 % of the directions reach a tenth of the sharpness
+    block = np.zeros((n, n))
+    block[:8, :8] = 1 / 8
+    together = Known(np.zeros(n), block, lowest=0.25)
+    some = curvature(together, together.x, 1e-2, subspace, eigenvalues=1)
+    assert some.steep_share == 37
+    assert some.sharpness_bounds[0] == pytest.approx(some.sharpness.value, rel=1e-3)
     b = half_widths(one_weight.x, 1e-2)
     assert everywhere.sharpness_bounds == pytest.approx((100 * b[0] ** 2 / 2, 100 * b @ b / 2))
 

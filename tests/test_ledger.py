@@ -160,12 +160,17 @@ def test_the_largest_sharpness_that_any_solver_found(tmp_path):
     header = "minimizer,epochs,warm_start_epochs,seed,quantity,space,epsilon,solver,trial,rescale,value"
     for seed, values in enumerate([(1.0, 3.0), (4.0, 2.0), (9.0, None)]):
         planted(tmp_path, f"s{seed}", f"sharpness.py -n F1 --seed {seed}")
-        rows = [
+        rows = [f"LB,100,,{seed},sharpness,full,0.001,lbfgsb,,10.0,99"]  # at rescaled weights: it does not count
+        rows += [
             f"LB,100,,{seed},sharpness,full,0.001,{solver},,,{value}"
             for solver, value in zip(("lbfgsb", "vertex"), values, strict=True)
             if value
         ]
         (tmp_path / f"s{seed}.csv").write_text("\n".join([header, *rows]))
+    # What was measured over a part of the data does not count
+    planted(tmp_path, "part", "sharpness.py -n F1", settings=SETTINGS | {"sharpness_samples": 5000})
+    rows = [f"LB,100,,0,sharpness,full,0.001,{solver},,,7" for solver in ("lbfgsb", "vertex")]
+    (tmp_path / "part.csv").write_text("\n".join([header, *rows, *rows]))
     found = read(tmp_path, tmp_path)
     largest = largest_sharpness(found, "F1", "LB", epsilon=0.001, epochs=100)
     assert (largest.mean, round(largest.deviation, 3)) == (3.5, 0.707)
@@ -302,6 +307,11 @@ def test_numbers_of_other_settings_do_not_stand_beside_the_papers(tmp_path):
         {"iterations": 30},
         {"small_batch": 64},
         {"large_batch": 600},
+        {"remedy": ["sam"]},
+        {"optimizer": "sgd"},
+        {"manifold": "orthonormal"},
+        {"dimension": 50},
+        {"scale": 1000.0},
     ):
         (tmp_path / "a.json").write_text(json.dumps(content | {"settings": SETTINGS | other}))
         assert judged(tmp_path)["Table 2", ""] == ledger.NOT_RUN

@@ -64,6 +64,8 @@ def test_optimizers_by_name():
     np.testing.assert_allclose([1.0, 2.0] - keras_1, v, atol=2e-5)
     assert canonical("adaqn:learning_rate=1e-2,pairs=5,cycle=20") == "adaqn:pairs=5"
     assert canonical("adam:epsilon=1e-8") == "adam"
+    defaults = {"learning_rate": 0.01, "cycle": 20, "pairs": 10, "gradients": 100, "growth": 1.01, "curvature": 1e-4}
+    assert vars(make("adaqn")) == defaults | {"epsilon": 1e-8}, "names leave them out"
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,9 @@ def test_a_minimizer_is_evaluated_with_its_own_moving_statistics(run, folder):
             expected = model.evaluate(x, y, batch_size=len(x), verbose=0)
             assert result[f"{half}_loss"] == pytest.approx(expected[0], rel=1e-5)
             assert result[f"{half}_accuracy"] == pytest.approx(100 * expected[1], rel=1e-5)
+        if one["recipe"]["epochs"]:
+            history = (path / "history.csv").read_text().splitlines()[-1].split(",")
+            assert float(history[3]) == pytest.approx(expected[0], rel=1e-5), "its test loss"
     assert len(statistics) == 3, "of the start and of two minimizers"
 
 

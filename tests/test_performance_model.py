@@ -56,15 +56,19 @@ def test_the_commands(run_script, tmp_path):
     printed = run(*job)
     assert "4 trainings (0 stored" in printed
     assert "2 trials" in printed
-    (path,) = (tmp_path / "result").glob("small-performance_model-*.csv")
-    with open(path, newline="") as file:
+    (table,) = (tmp_path / "result").glob("small-performance_model-*.csv")
+    with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:  # 1500 samples: 2 steps an epoch, and 1
         small, large = int(row["small_epochs"]), int(row["large_epochs"])
         assert [int(row[f"{side}_iterations"]) for side in ("small", "large")] == [2 * small, large]
         assert float(row["ratio"]) == large / (2 * small)
+        for size, epoch in ((750, small), (1500, large)):
+            (path,) = (tmp_path / "run").glob(f"small-digits-b{size}-e3-s{row['seed']}-*/history.csv")
+            lines = [line.split(",") for line in path.read_text().splitlines()[1:]]
+            assert next(int(line[0]) for line in lines if float(line[4]) >= float(row["accuracy"])) == epoch
     assert [row["seed"] for row in rows] == ["0", "1"]
-    assert (tmp_path / "figure" / f"{path.stem}.png").exists()
+    assert (tmp_path / "figure" / f"{table.stem}.png").exists()
     assert "In 2 of 2 trials SB or LB does not reach this accuracy." in run(*job, "--accuracy=99.9")
     for value in ("0", "1.5", "nan"):
         assert "--efficiency must be above 0 and at most 1" in run(f"--efficiency={value}", code=2)

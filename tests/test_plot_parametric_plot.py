@@ -180,6 +180,7 @@ def test_the_curve_of_a_convex_loss(digits):
         for alpha in np.linspace(0, 1, 5)
     ]
     assert points[0].train_loss == train.value(small)
+    assert points[0].gap == points[0].train_accuracy - points[0].test_accuracy
     assert points[4].test_accuracy == test.evaluate(large).accuracy
     assert sum(reported) == 5 * request.cost(len(digits.x_train), len(digits.x_test))
     losses = np.array([point.train_loss for point in points])

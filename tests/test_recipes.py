@@ -193,6 +193,7 @@ def test_a_training_until_converged_ends_early_also_when_it_is_killed(digits, ru
     found = quick.minimizers(digits, tmp_path / "whole").train(asked, keep=[5, 150])
     losses, epochs = [row.train_loss for row in found.history], len(found.history)
     assert 11 < epochs < 200
+    assert max(row.train_accuracy for row in found.history) <= 100, "of one epoch each"
     assert [converged(losses[:epoch]) for epoch in range(epochs + 1)] == [False] * epochs + [True]
     plain = quick.minimizers(digits, tmp_path / "plain").train(quick.recipe(digits, epochs=epochs, **settings))
     np.testing.assert_array_equal(found.weights, plain.weights)

@@ -375,6 +375,9 @@ def test_remedies_have_folders_of_their_own():
     cases = [(), ("sam",), ("sam:radius=0.2",), ("sam", "augment"), ("augment", "sam")]
     assert len({store.folder("runs", asked(*names)) for names in cases}) == len(cases)
     assert store.folder("runs", asked()) == store.folder("runs", recipe(data(), network="linear"))
+    defaults = {"conservative": [1e-3, 3, 0], "adversarial": [0.25, 0.5], "stability": [0.01, 0.2], "sam": [0.05]}
+    for name, values in defaults.items():
+        assert list(vars(remedies.make(name)).values()) == values, "texts and folders leave them out"
     same = [("asam:radius=0.5,eta=0.1",), (" asam:eta=1e-1",), ("asam:eta=0.10,radius=5e-1",)]
     assert {store.folder("runs", asked(*names)).name for names in same} == {store.folder("", asked(*same[0])).name}
     assert store.folder("runs", asked("sam", optimizer="sgd:momentum=0.9")).name.startswith(

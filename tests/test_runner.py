@@ -139,6 +139,7 @@ def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work,
     assert sharp[0].result.loss == Objective(model, digits.x_train[:100], digits.y_train[:100], prepare=pixels).value(
         end.weights
     )
+    assert max(each.result.iterations for each in sharp) <= box["iterations"]
     assert sharp[0].provenance.command == first.minimizers.origin.command
     assert evaluated.measurement.weights_digest == digest(end.weights)
     assert evaluated_half.measurement.weights_digest == digest(middle.weights)

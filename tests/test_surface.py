@@ -14,7 +14,7 @@ from large_batch import surface, surface_figures
 from large_batch.errors import UserError
 from large_batch.functions import Point
 from large_batch.objective import Objective, flat_weights
-from large_batch.places import Footing, path_point, state_between
+from large_batch.places import Footing, SurfaceRequest, path_point, state_between
 from large_batch.surface import (
     Part,
     Surface,
@@ -203,6 +203,17 @@ def test_states_are_mixed_like_the_weights():
         between = state_between(alpha, *states[:2])  # as on the path of Figure 3
         np.testing.assert_allclose(line.at((alpha,))[1][0], between[0], rtol=1e-5)
     assert Footing(principal(points, 1), [[], [], []]).at((0.5,))[1] == []
+
+
+def test_each_point_is_evaluated_with_its_own_state():
+    points, states = [RNG.normal(size=5) for _ in range(2)], [[np.float32([1.0])], [np.float32([3.0])]]
+    taken, flat = [], SimpleNamespace(samples=1, evaluate=lambda w: SimpleNamespace(loss=1.0, accuracy=0.0))
+    objectives = SimpleNamespace(take_state=taken.append, train=lambda n: flat, test=lambda n: flat)
+    problem = dict.fromkeys(("network", "dataset", "data_digest", "definition", "weights_digest"), "")
+    grid = {"dimensions": 1, "points": 3, "row": 1, "reach": 0.5, "samples": 1}
+    request = SurfaceRequest(**problem, directions="points", **grid)
+    request.compute(objectives, Footing(through(points), states), lambda *_: None)
+    assert taken == [[2.0]], "in the middle"
 
 
 def test_mistakes(network):

@@ -15,6 +15,7 @@ from large_batch.backend import keras, tf
 from large_batch.curvature_figures import edge_of_stability
 from large_batch.errors import UserError
 from large_batch.hessian import TOLERANCE
+from large_batch.layers import pixels
 from large_batch.objective import Objective, flat_weights
 from large_batch.optimizers import FusedAdam
 from large_batch.recipes import Track
@@ -50,10 +51,13 @@ def test_the_preconditioner_is_what_a_step_divides_by(samples, adam):
     np.testing.assert_allclose(flat_weights(model) - before, step, rtol=0.01, atol=1e-3 * np.abs(step).max())
 
 
-def test_both_eigenvalues_against_the_explicit_hessian(samples):
+def test_both_eigenvalues_against_the_explicit_hessian(samples, monkeypatch):
     x, y = samples
     model, _ = fitted(samples, FusedAdam(0.01))
-    found = look(Objective(model, x, y), model, model.optimizer, step=9)
+    objective, taken = Objective(model, x, y), []
+    monkeypatch.setattr(objective, "take_state", taken.append)
+    found = look(objective, model, model.optimizer, step=9)
+    assert taken == [model], "moving averages go on, too"
     loss, _, hessian, _ = closed_form(flat_weights(model), np.hstack([x, np.ones((len(x), 1))]), y)
     root = preconditioner(model.optimizer) ** -0.5
     assert found.step == 9
@@ -139,6 +143,8 @@ def test_our_training_leaves_no_trace_and_repeats_what_it_saw(digits, tmp_path):
     np.testing.assert_array_equal(found.train(asked, keep=[1]).weights, plain.weights)
     rows = found.tracked(asked)
     assert [row.step for row in rows] == [0, 5, 10, 15, 20]
+    seen = Objective(found.build(asked), digits.x_train[:300], digits.y_train[:300], prepare=pixels)
+    assert rows[0].loss == pytest.approx(seen.value(flat_weights(found.build(asked))), rel=1e-5)
     assert [row.step for row in found.tracked(asked.at_epoch(1))] == [0, 5]
     assert [row.preconditioned is None for row in rows] == [True] + 4 * [False]
     stopped = minimizers(digits, tmp_path / "stopped")

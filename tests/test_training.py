@@ -10,7 +10,7 @@ from quick import QUICK, minimizers, stop_in_epoch
 from small_network import SMOOTH, felt_weights
 
 import network_zoo
-from large_batch import layers, optimizers, store
+from large_batch import layers, optimizers, store, training
 from large_batch.backend import tf
 from large_batch.errors import MachineError, UserError
 from large_batch.networks import find
@@ -40,6 +40,7 @@ def test_the_recipe_determines_the_bits(train_c1, color_digits, tmp_path, precis
     np.testing.assert_array_equal(first.weights, second.weights)
     np.testing.assert_array_equal(first.start, second.start)
     assert first.history == second.history
+    assert (first.weights == train_c1("float32").weights).all() == (precision == "float32")
 
 
 def test_the_recipe_determines_the_bits_of_compiled_steps(digits, tmp_path):
@@ -99,8 +100,9 @@ def distance_from_adam_by_hand(found, data):
     return np.linalg.norm((found.weights - w)[felt]) / np.linalg.norm((found.weights - found.start)[felt])
 
 
-def test_training_is_adam_over_shuffled_batches_from_one_starting_point(digits, tmp_path):
+def test_training_is_adam_over_shuffled_batches_from_one_starting_point(digits, tmp_path, monkeypatch):
     """For a schedule of batch sizes see test_recipes.py."""
+    monkeypatch.setattr(training, "PACE", 1e9)  # as many steps at once as there are
     start = flat_weights(SMOOTH.build(seed=3))
     for batch_size, epochs in ((1500, 2), (400, 2)):
         asked = quick.recipe(digits, network="smooth", batch_size=batch_size, epochs=epochs, seed=3)
