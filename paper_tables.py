@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from large_batch import cli, named, paper
+from large_batch import cli, named, networks, paper
 from large_batch.cli import setting
 from large_batch.errors import UserError
 from large_batch.subspace import MANIFOLDS, check_dimension
@@ -102,7 +102,7 @@ class Settings(cli.PairSettings, cli.TrialSettings):
 
     network: tuple[str, ...] | None = setting(
         None,
-        "F1, F2, C1, C2, C3, C4, or your own as file.py:name; several with commas.",
+        f"{', '.join(networks.NAMES)}, or your own as file.py:name; several with commas.",
         group="What to train",
     )
     tables: tuple[str, ...] = setting(

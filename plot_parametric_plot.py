@@ -67,7 +67,9 @@ class Settings(cli.PairSettings):
 
 def original_curve(experiment: Experiment, curve: str) -> list[paper.CurvePoint]:
     """Return the original's points on a kind of path; empty for curvilinear ones, of which none were released."""
-    return paper.original_curve(experiment.network.name) if experiment.as_published and curve == "linear" else []
+    if curve != "linear" or not experiment.batches_as_published:
+        return []
+    return paper.original_curve(experiment.network.name)
 
 
 def rms_difference(alphas: list[float], points: list[Evaluated], original: list[paper.CurvePoint]) -> dict[str, float]:
@@ -132,7 +134,8 @@ def table(
         for half in ("train", "test")
     ]
     rows.append(["distance from start", *("-" if d is None else f"{d:.2f}" for d in distances), "", ""])
-    rows.append(["ratio of distances SB/LB", ratio, "", "{} - {}".format(*paper.DISTANCE_RATIO), ""])
+    range_of_ratios = "{} - {}".format(*paper.DISTANCE_RATIO) if published else ""
+    rows.append(["ratio of distances SB/LB", ratio, "", range_of_ratios, ""])
     rms = [f"RMS difference to the original figure, {name}: {value:.3g}" for name, value in differences.items()]
     return "\n".join([tables.lay_out(rows), *rms])
 
@@ -170,7 +173,7 @@ def main(settings: Settings) -> None:
     differences = rms_difference(alphas, points, original)
     what = f"{settings.epochs} epochs" if None in given.values() else "given minimizers"
     title = experiment.title(f"{settings.curve.capitalize()} path, {what}")
-    published = paper.TABLE_2[experiment.network.name] if experiment.as_published else None
+    published = paper.TABLE_2[experiment.network.name] if experiment.batches_as_published else None
     distances = [side.distance_from_start for side in sides]
     print(f"\n{title}\n{table(solutions, distances, published, differences)}")
     summary = {"small_batch": sides[0], "large_batch": sides[1], "rms_difference_to_original": differences}

@@ -130,6 +130,8 @@ def spans(experiment: Experiment) -> dict[str, tuple[Span, tuple[str, ...]]]:
     names = settings.chosen
     ends = {name: known.get(name, name) for name in names}
     if settings.directions == "points":
+        if len(set(ends.values())) < len(ends):
+            raise UserError("SB and LB are one training; give them batches of different sizes.")
         return {"": (Span(tuple(ends.values())), names)}
     if settings.directions == "pca":
         epochs = [settings.epochs, *reversed(range(0, settings.epochs, settings.every))]

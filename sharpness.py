@@ -93,7 +93,7 @@ class Settings(cli.SpectrumSettings):
         choices=STATISTICS,
     )
     curvature: bool = setting(
-        False, "Look at the Hessian instead; uses the largest eps, dimension and manifold only.", "", GROUP
+        False, "Look at the Hessian instead; takes the largest eps only, and no scale or solver.", "", GROUP
     )
     curvature_samples: int = setting(
         10_000, "Training samples that the Hessian is taken over.", "hessian{}", GROUP, least=1

@@ -1,5 +1,6 @@
 """What the benchmarks share: contestants in processes of their own, the machine's limit, where results are kept."""
 
+import itertools
 import json
 import os
 import re
@@ -141,6 +142,13 @@ def batch_of(network_name: str, task: str) -> int:
     network = network_zoo.get(network_name)
     samples = {"mnist": 60_000, "cifar10": 50_000}[network.dataset]
     return network.large_batch(samples) if task == "large-batch training" else network.small_batch(samples)
+
+
+def chosen(*kinds: Sequence[str]) -> list[list[str]]:
+    """Return the words of the command line that are of each kind, in its order; ends where one is of none."""
+    if unknown := set(sys.argv[1:]) - {name for names in kinds for name in names}:
+        raise SystemExit(f"There is no {', '.join(unknown)}; choose among {', '.join(itertools.chain(*kinds))}.")
+    return [[name for name in names if name in sys.argv[1:]] for names in kinds]
 
 
 def spread(values: Sequence[float], form: str = "{:,.0f}") -> str:

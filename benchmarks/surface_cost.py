@@ -8,11 +8,10 @@ must agree. Prints medians and ranges of the turns and of the paired ratios, wri
 """
 
 import statistics
-import sys
 import time
 
 import numpy as np
-from rooms import data_of, keep, spread
+from rooms import chosen, data_of, keep, spread
 
 TASKS = {"F1": (5000, 4), "C1": (1000, 3)}  # samples, and points each way
 TURNS = 5
@@ -65,7 +64,7 @@ def main() -> None:
     """Run, print and write."""
     from large_batch import store
 
-    for name in [name for name in TASKS if name in sys.argv[1:]] or TASKS:
+    for name in chosen(TASKS)[0] or TASKS:
         origin, began = store.provenance(), time.monotonic()
         keep(f"{name} surface", race(name), origin, began)
 

@@ -10,13 +10,12 @@ Hessian-vector product as six. Prints medians and ranges of the turns, writes re
 """
 
 import statistics
-import sys
 import time
 from contextlib import ExitStack
 from ctypes.util import find_library
 from dataclasses import dataclass
 
-from rooms import Contestant, Room, forward_flop, keep, spread
+from rooms import Contestant, Room, chosen, forward_flop, keep, spread
 
 # Samples of one turn (C1, F1, C2), and the forward passes that a sample counts as
 TASKS = {
@@ -118,10 +117,10 @@ def main() -> None:
     import network_zoo
     from large_batch import store
 
-    asked = set(sys.argv[1:])
-    for network in [name for name in TURNS if name in asked] or ("F1", "C1"):
+    networks, tasks = chosen(TURNS, TASKS)
+    for network in networks or ("F1", "C1"):
         gflop = forward_flop(network_zoo.get(network).build()) / 1e9
-        for task in [task for task in TASKS if task in asked] or TASKS:
+        for task in tasks or TASKS:
             if TASKS[task][0][network]:
                 origin, began = store.provenance(), time.monotonic()
                 keep(f"{network} {task}", race(network, task, gflop), origin, began)

@@ -124,7 +124,7 @@ class Settings:
         "auto",
         "Devices that share each batch: several GPUs of this machine, or several machines by TF_CONFIG.",
         group="Machines",
-        choices=("auto", "none", "mirrored", "multiworker"),
+        choices=named.STRATEGIES,
     )
     wait: bool = setting(True, "Wait for what other processes have taken, then print the results.", group="Machines")
     data_dir: str = setting("data", "Data sets, as <name>.npz.", group="Folders")

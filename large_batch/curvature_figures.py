@@ -161,7 +161,7 @@ def rescaling(results: dict[str, list], title: str) -> Figure:
         axes.set_xscale("log")
         logarithmic(axes)
         axes.set_title(MEASURE_TITLES[measure], fontsize="medium")
-        if None not in {size for size, *_ in lines}:
+        if measure in MEASURES:
             axes.set_ylabel("Sharpness (%)")
         grid(axes)
         axes.legend(frameon=False, fontsize="small")

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-import psutil
 
-from large_batch import dataset_sources, files, timit
+from large_batch import dataset_sources, files, memory, timit
 from large_batch.dataset_sources import Arrays
 from large_batch.errors import MachineError, UserError, no_such
 
@@ -167,7 +166,7 @@ def _from_file(path: Path, kind: Kind | None) -> DataSet:
             # What is neither pixels nor float32 is copied into four bytes a value.
             sizes = [array.itemsize + (0 if array.dtype in (np.uint8, np.float32) else 4) for array in promised]
             needed = sum(array.size * size for array, size in zip(promised, sizes, strict=True))
-            if needed > (free := psutil.virtual_memory().available):
+            if needed > (free := memory.free_bytes()):
                 raise UserError(
                     f"The arrays of {path} need {needed / 1e9:,.1f} GB of memory, of which {free / 1e9:,.1f} GB are "
                     "free; use fewer samples or a larger machine."

@@ -1,4 +1,4 @@
-"""The devices and machines that share a batch: one, several of one machine, or several machines; their memory.
+"""The devices and machines that share a batch: one, several of one machine, or several machines.
 
 Whatever their number, the result is that of the whole batch: each replica takes its shard of the samples, batch
 statistics are summed over all replicas (`layers.BatchStatisticsNormalization`, and Keras' own, synchronized in
@@ -11,13 +11,11 @@ import re
 import signal
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from large_batch import files
+from large_batch import files, named
 from large_batch.backend import tf
 from large_batch.errors import BusyError, MachineError, UserError
 
@@ -25,7 +23,6 @@ TF_CONFIG_HELP = (
     'set it as in {"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
 )
 START_SECONDS = 600  # for which the workers of a cluster wait for each other
-STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 
 
 @dataclass(frozen=True)
@@ -140,8 +137,8 @@ def choose(name: str) -> Replicas:
     `none`. Raises `UserError` where TF_CONFIG is asked for and does not tell which worker of which cluster this is, and
     `MachineError` where this worker cannot join it. Where the other workers do not come, SIGALRM ends the process.
     """
-    if name not in STRATEGIES:
-        raise UserError(f"There is no strategy '{name}'; choose one of {', '.join(STRATEGIES)}.")
+    if name not in named.STRATEGIES:
+        raise UserError(f"There is no strategy '{name}'; choose one of {', '.join(named.STRATEGIES)}.")
     gpus = tf.config.list_physical_devices("GPU")
     workers = _workers() if name in ("auto", "multiworker") else []
     if name == "auto":
@@ -198,34 +195,6 @@ def device() -> str:
     gpus = tf.config.list_physical_devices("GPU")
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
     return ", ".join(names) or "CPU"
-
-
-def free_bytes() -> int:
-    """Return the memory that this process may still take: the machine's, or the container's where that is less."""
-    return min([psutil.virtual_memory().available, *(limit - used for limit, used in _containers())])
-
-
-def total_bytes() -> int:
-    """Return the memory that this process could have if there were no others."""
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _containers())])
-
-
-def used_bytes() -> int:
-    """Return the memory that this process has."""
-    return psutil.Process().memory_info().rss
-
-
-def _containers(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> Iterator[tuple[int, int]]:
-    """Yield the memory of each container that this process is in, and what all processes in it have of that."""
-    with suppress(OSError):
-        inner = root / own.read_text().strip().rpartition("::")[2].lstrip("/")
-        for group in (inner, *inner.parents):
-            with suppress(OSError, ValueError):  # a group may have no limit: "max"
-                limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-                held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                yield limit, used - int(held["inactive_file"])  # copies of files, which are given back
 
 
 def _workers() -> list[str]:

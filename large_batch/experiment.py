@@ -13,7 +13,7 @@ from typing import Any
 from large_batch import datasets, distribution, figures, files, optimizers, paper, remedies, store
 from large_batch.cli import RepeatedSettings, Settings
 from large_batch.datasets import DataSet
-from large_batch.errors import UserError
+from large_batch.errors import MachineError, UserError
 from large_batch.evidence import Claim
 from large_batch.measurements import EvaluationRequest, Measured, SharpnessRequest, Solution, Value
 from large_batch.minimizers import Minimizers
@@ -179,10 +179,12 @@ class Experiment:
         return recipe
 
     def origin_of(self, end: Recipe | str) -> Origin:
-        """Return where a stored minimizer, or one in a file, came from."""
+        """Return where a stored minimizer, or one in a file, came from; raises `MachineError` where it is no longer
+        there."""
         if not isinstance(end, Recipe):
             return Origin(end)
-        minimizer = self.minimizers.stored(end)
+        if (minimizer := self.minimizers.stored(end)) is None:
+            raise MachineError(f"{end.name} is trained anew by another process; run the command again.")
         return Origin(None, end, minimizer.provenance, minimizer.distance)
 
     def origins(self, recipes: Iterable[Recipe]) -> list[Origin]:

@@ -101,8 +101,8 @@ def statistics_policies(alphas: list[float], curves: dict[str, list], title: str
     for (policy, points), (color, width) in zip(curves.items(), styles, strict=False):
         for half, line in (("train", "-"), ("test", "--")):
             style = dict(color=color, lw=width, label=f"{policy}, {half}")
-            above.plot(alphas, [getattr(point, f"{half}_loss") for point in points], line, **style)
-            below.plot(alphas, [getattr(point, f"{half}_accuracy") for point in points], line, **style)
+            above.plot(alphas, _numbers(points, f"{half}_loss"), line, **style)
+            below.plot(alphas, _numbers(points, f"{half}_accuracy"), line, **style)
     above.set_ylabel("Cross Entropy")
     logarithmic(above)
     below.set_ylabel("Accuracy (%)")

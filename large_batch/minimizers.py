@@ -227,10 +227,11 @@ class Minimizers:
             numbers = 2 + kept * (KEPT_CHECKPOINTS + 1)  # with start and minimizer
             files.check_space(folder.path.parent, 4 * numbers * self.build(recipe).count_params())
         if folder.whole(*_files(recipe)):
-            folder.forget()
             if retrain:
                 folder.retire()
                 folder.seal()
+            else:
+                folder.forget()
         elif retrain:
             folder.seal(dropping=[*folder.names(CHECKPOINTS), START])
 
@@ -335,12 +336,12 @@ def _add_origin(loop: TrainingLoop, origin: store.Provenance) -> None:
             loop.recipe.name,
             ", ".join(changed),
         )
-    if origin not in origins:
+    if origin not in origins[-1:]:
         origins.append(origin)
 
 
 def _provenance(loop: TrainingLoop, origin: store.Provenance) -> store.Provenance:
-    earlier = [dataclasses.asdict(other) for other in loop.state.origins if other != origin]
+    earlier = [dataclasses.asdict(other) for other in loop.state.origins[:-1]]
     return dataclasses.replace(origin.after(loop.state.wall_seconds), earlier=earlier)
 
 

@@ -13,6 +13,7 @@ from large_batch.errors import UserError, no_such
 Kind = TypeVar("Kind")
 
 # What there is, known before TensorFlow starts
+STRATEGIES = ("auto", "none", "mirrored", "multiworker")  # to share a batch; see distribution.py
 OPTIMIZERS = ("adam", "adagrad", "sgd", "adaqn")
 REMEDIES = ("augment", "conservative", "adversarial", "stability", "sam", "asam")
 
@@ -75,9 +76,10 @@ def _read(text: str, field: dataclasses.Field, which: str) -> float:
     kind, least, most = type(field.default), field.metadata["least"], field.metadata["most"]
     try:
         value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not (least <= value <= most and math.isfinite(value)):
+        fits = least <= value <= most and math.isfinite(value)
+    except (ValueError, OverflowError):
+        fits = False
+    if not fits:
         limits = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
         raise UserError(f"{which} must be a {'whole ' if kind is int else ''}number {limits}, not '{text}'.")
     return value

@@ -136,6 +136,8 @@ def _own(path: str, attribute: str) -> Network:
         model = seeded(given, 0, "float32")
         if not len(model.inputs) == len(model.outputs) == 1:
             raise TypeError(f"it has {len(model.inputs)} inputs and {len(model.outputs)} outputs")
+        if not model.trainable_variables:
+            raise TypeError("it has no trainable weights")
         if others := {variable.dtype for variable in model.trainable_variables} - {"float32"}:
             raise TypeError(f"its weights are {', '.join(others)} instead of float32")
         shape, outputs = model.input_shape[1:], model.output_shape

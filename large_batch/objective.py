@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from large_batch import distribution, files, layers, models
+from large_batch import files, layers, memory, models
 from large_batch.backend import keras, tf
 from large_batch.distribution import ALONE, Replicas
 from large_batch.errors import UserError
@@ -122,7 +122,7 @@ class Objective:
         """Return how many samples to evaluate at once, of `chunk` that are asked for; warn where these may not fit."""
         if not self._criterion.splits:
             chunk = self.samples
-        per_replica, free = -(-chunk // self.replicas.count), distribution.free_bytes()
+        per_replica, free = -(-chunk // self.replicas.count), memory.free_bytes()
         self._recompute = layers.recomputes(self.model, per_replica)
         if layers.sees_the_batch(self.model):
             needed = layers.kept_bytes(self.model, per_replica, self._recompute)  # a chunk is part of the function

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from large_batch import distribution, files, layers, statistics
+from large_batch import distribution, files, layers, memory, statistics
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import Replicas
@@ -108,10 +108,10 @@ class Objectives:
         needed = round((4 if twice else 1.1) * layers.kept_bytes(self._model, part, recomputing))
         if not layers.sees_the_batch(self._model):  # it is evaluated in smaller chunks then
             return min(needed, CHUNK_BYTES * (2 if twice else 1))
-        if twice and needed + distribution.used_bytes() > distribution.total_bytes() and distribution.device() == "CPU":
+        if twice and needed + memory.used_bytes() > memory.total_bytes() and distribution.device() == "CPU":
             raise UserError(
                 f"A Hessian-vector product over {at_once:,} samples of {self._network.name} at once takes about "
-                f"{needed / 2**30:.0f} GiB, and this machine has {distribution.total_bytes() / 2**30:.0f} GiB; spread "
+                f"{needed / 2**30:.0f} GiB, and this machine has {memory.total_bytes() / 2**30:.0f} GiB; spread "
                 "it over several machines, or give fewer samples, which makes another function where they are fewer "
                 f"than {CHUNK:,}."
             )

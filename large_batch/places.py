@@ -198,11 +198,17 @@ def spanned_digest(points: Iterable[Weights]) -> str:
 
 
 def footing(
-    request: SurfaceRequest, points: Sequence[Weights], objectives: Objectives, run_dir: str | Path, replicas: Replicas
+    request: SurfaceRequest,
+    points: Sequence[Weights],
+    objectives: Objectives,
+    run_dir: str | Path,
+    replicas: Replicas,
+    wait: bool,
 ) -> Footing:
     """Return the plane of a request on the minimizers.
 
-    Eigenvectors are kept, since other processors would find them with other rounding, and a plane is one plane.
+    Eigenvectors are kept, since other processors would find them with other rounding, and a plane is one plane. Raises
+    `BusyError`, unless told to `wait`, where another process computes them.
     """
     weights, states = [w for w, _ in points], [state for _, state in points]
     dimensions = request.dimensions
@@ -216,7 +222,7 @@ def footing(
         how = request.direction_seed, request.normalisation, request.vectors
         return Footing(surface.random_plane(objective.model, weights[0], dimensions, *how), states[:1])
     folder = store.opened(Path(run_dir) / request.kind, request.plane)
-    with replicas.lock(folder.path):
+    with replicas.lock(folder.path, wait):
         if replicas.agreed(folder.whole(store.RECIPE, KEPT), folder.path):
             with store.reading(folder.path / KEPT, "move it away"), np.load(folder.path / KEPT) as kept:
                 return Footing(Plane(weights[0], **kept), states[:1])

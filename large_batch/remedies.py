@@ -183,7 +183,9 @@ class Adversarial(Remedy):
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 losses, logits = loss(x, y, weights)
-            moved = tf.stop_gradient(x + self.radius * tf.sign(tape.gradient(losses, x)))
+            if (slope := tape.gradient(losses, x)) is None:
+                raise UserError("Adversarial training needs a network with a gradient with respect to its samples.")
+            moved = tf.stop_gradient(x + self.radius * tf.sign(slope))
             others, _ = loss(moved, y, weights or now.weights)
             return self.share * losses + (1 - self.share) * others, logits
 
@@ -239,7 +241,8 @@ class SharpnessAware(Remedy):
             with tf.GradientTape() as tape:
                 tape.watch(weights or [])
                 losses, logits = loss(x, y, weights)
-            slopes = now.total(tape.gradient(losses, at, unconnected_gradients="zero"))
+            slopes = tape.gradient(losses, at, unconnected_gradients="zero")
+            slopes = now.total([tf.convert_to_tensor(slope) for slope in slopes])  # those of embeddings are sparse
             at = weights or now.weights
             scales = self.scales(now, at)
             slopes = [scale * slope for scale, slope in zip(scales, slopes, strict=True)]

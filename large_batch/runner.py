@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from large_batch import distribution, measurements, places, store
+from large_batch import measurements, memory, places, store
 from large_batch.cli import Settings
-from large_batch.errors import BusyError, NotFiniteError, UserError
+from large_batch.errors import BusyError, MachineError, NotFiniteError, UserError
 from large_batch.gradients import KeptGradients
 from large_batch.measurements import Measured, SharpnessRequest, Solution
 from large_batch.minimizers import Minimizers, NoMinimizerError
@@ -100,6 +100,7 @@ class Runner:
 
         Raises:
             UserError: Where one of `tested` was trained without a test history, or a loss is not finite.
+            MachineError: Where another process trains one anew.
         """
         for recipe in () if self.retrain else tested:
             self.minimizers.check_tested(recipe)
@@ -115,8 +116,10 @@ class Runner:
             at, (first, *others) = self.minimizers.stored(recipe), [found[item] for item in wanted[recipe]]
             if first.result.note:
                 raise UserError(f"{recipe.name} is no minimizer: {first.result.note}.")
-            digest = first.measurement.weights_digest
-            return Solution(minimizer, recipe, at.provenance, digest, at.distance, first, others)
+            weights = first.measurement.weights_digest
+            if at is None or digest(at.weights, at.state) != weights:
+                raise MachineError(f"{recipe.name} was trained anew meanwhile; run the command again.")
+            return Solution(minimizer, recipe, at.provenance, weights, at.distance, first, others)
 
         return {regime: [solution(regime, recipe) for recipe in group] for regime, group in regimes.items()}
 
@@ -167,7 +170,7 @@ class Runner:
         resumed = sum(to_train[longest] < last.epochs * train for longest, last in missing.items())
         done = self.stored(asked)
         costs = {item: 0 if item in done else item[0].cost(train, test) for item in asked}
-        steps = [self.minimizers.memory(longest) for longest in missing]
+        steps = list(dict.fromkeys(self.minimizers.memory(longest) for longest in missing))
         passes = {(getattr(item[0], "samples", None), item[0].of_hessian) for item, cost in costs.items() if cost}
         passes |= {(longest.followed.samples, True) for longest in missing if longest.followed}
         needed = [step.bytes for step in steps] + [self.objectives.measuring_bytes(*one) for one in passes]
@@ -243,7 +246,7 @@ class Runner:
             print(f"Batches:  {', '.join(f'{size:,}' for size in sizes)} samples")
         print(f"Work:     {work}")
         if needed:
-            used, free = distribution.used_bytes(), distribution.free_bytes()
+            used, free = memory.used_bytes(), memory.free_bytes()
             print(f"Memory:   about {(used + max(needed)) / 2**30:.1f} GiB; {(used + free) / 2**30:.1f} GiB are free")
         print(f"Kept in:  {self.minimizers.run_dir}", flush=True)
 
@@ -282,7 +285,7 @@ class Runner:
 
         def compute(gradients: KeptGradients) -> object:
             if isinstance(place, Span):
-                return request.compute(self.objectives, self._footing(request, place), report)
+                return request.compute(self.objectives, self._footing(request, place, wait), report)
             at, fixed = self.objectives.rescaled(w, state, request.rescale)
             self.objectives.take_state(fixed, request.statistics)
             self.objectives.gradients = gradients
@@ -323,12 +326,12 @@ class Runner:
             self._loaded[end] = weights
         return self._loaded[end]
 
-    def _footing(self, request: SurfaceRequest, span: Span) -> Footing:
+    def _footing(self, request: SurfaceRequest, span: Span, wait: bool) -> Footing:
         if request.plane not in self._footings:
             self._footings.clear()
             points = [self._load(end, wait=True) for end in span.ends]
             minimizers = self.minimizers
             self._footings[request.plane] = places.footing(
-                request.plane, points, self.objectives, minimizers.run_dir, minimizers.replicas
+                request.plane, points, self.objectives, minimizers.run_dir, minimizers.replicas, wait
             )
         return self._footings[request.plane]

@@ -25,15 +25,16 @@ def take(recipe: Recipe, ours: Folder, build: Callable[[Recipe], keras.Model], r
     `build` returns the recipe's network at its starting point.
     """
     theirs = Folder(store.folder(HERE, recipe))
-    if not replicas.broadcast(theirs.whole(*KEPT) and not ours.path.exists()):
+    if not replicas.broadcast(not ours.path.exists() and theirs.whole(*KEPT)):
         return
     with replicas.lock(ours.path):
         if replicas.chief and not ours.path.exists():  # nobody was faster
-            for name in KEPT:
-                with files.writing(ours.path / name) as temporary:
-                    shutil.copyfile(theirs.path / name, temporary)
-            write_weights(build(recipe), ours.path / START)
-            ours.seal(*MINIMIZER)
+            with ours.replacing() as new:
+                for name in KEPT:
+                    with files.writing(new.path / name) as temporary:
+                        shutil.copyfile(theirs.path / name, temporary)
+                write_weights(build(recipe), new.path / START)
+                new.seal(*MINIMIZER)
             origin = ours.provenance()
             store.log.warning(
                 "%s in batches of %d: %d epochs, trained on %s in %s, come with the repository; "

@@ -45,9 +45,9 @@ def of_the_batch(model: keras.Model) -> keras.Model:
     """
 
     def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if isinstance(layer, keras.Model) and normalisations(layer):
-            raise ValueError(f"{layer.name} is a model within it")
         if not isinstance(layer, keras.layers.BatchNormalization):
+            if normalisations(layer):
+                raise ValueError(f"{layer.name} has a normalisation within it")
             return layer.__class__.from_config(layer.get_config())
         if not (layer.scale and layer.center and layer.axis in (-1, len(layer.input.shape) - 1) and layer.trainable):
             raise ValueError(f"{layer.name} is not trained with scale and centre over the last axis")

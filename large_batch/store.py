@@ -134,8 +134,11 @@ def _commit() -> str:
     """The commit of this checkout, marked when tracked files differ from it; results and figures, which every command
     changes, do not count."""
 
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # a copy, perhaps within another project's checkout
+        return "unknown"
+
     def git(*arguments: str) -> str:
-        root = Path(__file__).parent.parent
         return subprocess.run(
             ["git", "-C", root, *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
@@ -217,8 +220,9 @@ class Folder:
             return found if self.sums().get(name) == _digest(found) else None
 
     def provenance(self) -> Provenance:
-        """Return where the minimizer came from."""
-        return Provenance(**json.loads((self.path / PROVENANCE).read_text()))
+        """Return where the minimizer came from; raises `UserError` if it is of another version."""
+        with reading(self.path / PROVENANCE):
+            return Provenance(**json.loads((self.path / PROVENANCE).read_text()))
 
     def seal(self, *names: str, dropping: Iterable[str] = ()) -> None:
         """Make written files count, all at once, and delete others that no longer shall."""
@@ -380,7 +384,7 @@ def reading(path: Path, remedy: str = "move it away, or train anew with --retrai
     """Turn whatever goes wrong while a whole file is read into one `UserError` that says how to go on."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # files of another version make libraries raise nearly anything
         raise UserError(f"The stored {path} is of another kind or version ({error}); {remedy}.") from error

@@ -63,10 +63,6 @@ class Plane:
         """Return the weights, (n,), at coordinates, (d,)."""
         return self.origin + np.asarray(coordinates) @ self.directions
 
-    def coordinates(self, w: np.ndarray) -> np.ndarray:
-        """Return the coordinates, (d,), of the point of the plane that is next to the weights w, (n,)."""
-        return np.linalg.solve(self.directions @ self.directions.T, self.directions @ (w - self.origin))
-
     def axes(self, points: int, reach: float) -> list[np.ndarray]:
         """Return d times the coordinates, (points,), of an even grid around the marks.
 

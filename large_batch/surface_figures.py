@@ -68,13 +68,8 @@ def contours(panels: Sequence[Panel], title: str = "") -> Figure:
             axes.contour(train.a, train.b, values, colors="white", linewidths=0.4, **style)
             if panel.test:
                 style["levels"] = levels[::4]
-                axes.contour(
-                    *(train.a, train.b, _clipped(getattr(panel.test, name), scale)),
-                    **style,
-                    colors="black",
-                    linewidths=0.8,
-                    linestyles="--",
-                )
+                values = _clipped(getattr(panel.test, name), scale)
+                axes.contour(train.a, train.b, values, colors="black", linewidths=0.8, linestyles="--", **style)
             _mark(axes, panel)
             axes.set_xlabel(panel.axes[0])
             axes.set_ylabel(panel.axes[1])
@@ -115,8 +110,8 @@ def views(panels: Sequence[Panel], title: str = "") -> Figure:
 
 
 def lines(panels: Sequence[Panel], title: str = "") -> Figure:
-    """Draw loss (left, blue, logarithmic) and accuracy (right, red) on lines side by side at one scale, training set
-    solid and test set dashed; the marks are vertical lines."""
+    """Draw loss (left, blue, logarithmic) and accuracy (right, vermilion) on lines side by side at one scale, training
+    set solid and test set dashed; the marks are vertical lines."""
     figure = Figure(figsize=(1.2 + 5.4 * len(panels), 4.8), layout="constrained")
     norm = _loss_norm(panels)
     for left, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

@@ -14,6 +14,7 @@ the numbers of its nine frames.
 import gzip
 import io
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -160,7 +161,10 @@ def _archive(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """The utterances and pdf ids of an archive, which may be packed."""
     from kaldiio import matio
 
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
     file = io.BytesIO(content)
     while utterance := matio.read_token(file):
         ids = _object(file, f"{utterance} in {path}")
@@ -173,13 +177,16 @@ def _scp(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """The utterances and matrices that a script file lists; its paths are relative to here, or else to its folder."""
     with ExitStack() as closing:
         files: dict[str, BinaryIO] = {}
-        for line in path.read_text().splitlines():
-            utterance, _, place = line.strip().partition(" ")
-            if "|" in place or place.strip() in ("", "-"):
+        for line in filter(str.strip, path.read_text().splitlines()):
+            utterance, *places = line.split(maxsplit=1)
+            place = "".join(places).strip()
+            if not place:
+                raise ValueError(f"{utterance} in {path} has no place of its matrix")
+            if "|" in place or place == "-":
                 raise ValueError(
                     f"{utterance} in {path} is a pipe; write its matrices to a file with Kaldi's copy-feats"
                 )
-            name, offset, first, last = PLACE.fullmatch(place.strip()).groups()
+            name, offset, first, last = PLACE.fullmatch(place).groups()
             if name not in files:
                 found = Path(name) if Path(name).is_file() else path.parent / name
                 files[name] = closing.enter_context(open(found, "rb"))

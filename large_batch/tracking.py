@@ -133,5 +133,5 @@ class TrackEigenvalue(keras.callbacks.Callback):
 
     def _look_if_due(self) -> None:
         step = _steps(self.model.optimizer)
-        if not self.rows or step // self.every > self.rows[-1].step // self.every:
+        if not self.rows or step // self.every != self.rows[-1].step // self.every:  # compiled anew, it begins at 0
             self.rows.append(look(self.objective, self.model, self.model.optimizer, step, self.seed))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from large_batch import distribution, files, layers, optimizers, remedies, statistics, store
+from large_batch import distribution, files, layers, memory, optimizers, remedies, statistics, store
 from large_batch.backend import keras, tf
 from large_batch.datasets import DataSet
 from large_batch.distribution import ALONE, Replicas
@@ -64,16 +64,16 @@ class StepMemory:
     @property
     def fits(self) -> bool:
         """Whether it would fit if the machine did nothing else; what a GPU has is not known."""
-        return distribution.device() != "CPU" or self.bytes + distribution.used_bytes() <= distribution.total_bytes()
+        return distribution.device() != "CPU" or self.bytes + memory.used_bytes() <= memory.total_bytes()
 
     def check(self) -> None:
         """Raise `UserError` where it cannot fit; say so where it is more than what is free now."""
         needed = f"{self.samples:,} samples of {self.name} needs about {self.bytes / 2**30:.1f} GiB"
         remedy = "spread it over several machines or halve it with --precision=bfloat16"
         if not self.fits:
-            has = f"this machine has {distribution.total_bytes() / 2**30:.1f} GiB"
+            has = f"this machine has {memory.total_bytes() / 2**30:.1f} GiB"
             raise UserError(f"A training step of {needed}, and {has}; choose a smaller batch, {remedy}.")
-        if self.bytes > (free := distribution.free_bytes()) and distribution.device() == "CPU":
+        if self.bytes > (free := memory.free_bytes()) and distribution.device() == "CPU":
             store.log.warning(
                 "A training step of %s, and %.1f GiB are free; if it fails, %s.", needed, free / 2**30, remedy
             )

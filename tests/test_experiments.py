@@ -12,7 +12,7 @@ import training_curves
 import warmstart
 from batch_size_sweep import Settings as SweepSettings
 from batch_size_sweep import default_sizes, fitting
-from large_batch import claims, distribution, files, paper, store, tables
+from large_batch import claims, distribution, files, memory, paper, store, tables
 from large_batch.backend import tf
 from large_batch.errors import UserError
 from large_batch.experiment import Experiment
@@ -339,10 +339,10 @@ def test_schedules_that_are_none(text):
 
 
 def test_default_batch_sizes_that_cannot_fit_are_left_out(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(distribution, "used_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "used_bytes", lambda: 0)
     experiment = begin(tmp_path, SweepSettings, network="F1", dataset="digits")
     needed = experiment.minimizers.memory(experiment.recipe(256)).bytes
-    monkeypatch.setattr(distribution, "total_bytes", lambda: needed)
+    monkeypatch.setattr(memory, "total_bytes", lambda: needed)
     fitted = fitting(experiment)
     assert fitted.settings.batch_sizes == (64, 128, 256)
     assert "Left out: batches of 512 and 750, for which the memory does not suffice." in caplog.text

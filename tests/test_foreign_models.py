@@ -8,7 +8,7 @@ from conftest import ROOT, recipe, run_python, train
 from sklearn.datasets import load_digits
 
 import network_zoo
-from large_batch import distribution
+from large_batch import memory
 from large_batch import objective as objectives
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
@@ -326,10 +326,10 @@ def test_chunks_fit_the_memory(monkeypatch, caplog):
     assert len(small._chunks) == 4
     w = flat_weights(model)
     assert small.value(w) == pytest.approx(plain.value(w), rel=1e-6)
-    monkeypatch.setattr(distribution, "free_bytes", lambda: 20 * plain._bytes_of_sample())
+    monkeypatch.setattr(memory, "free_bytes", lambda: 20 * plain._bytes_of_sample())
     assert len(Objective(model, X, Y)._chunks) == 40
     assert caplog.text == ""
-    monkeypatch.setattr(distribution, "free_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 0)
     Objective(model, X, Y)
     assert "A gradient over 1 samples at once needs about" in caplog.text
 

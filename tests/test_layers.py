@@ -6,7 +6,7 @@ import pytest
 from conftest import minimizers, recipe
 
 import network_zoo
-from large_batch import distribution
+from large_batch import memory
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 from large_batch.layers import (
@@ -118,6 +118,10 @@ def test_what_is_kept():
     assert kept_bytes(half, 100) == pytest.approx(kept_bytes(whole, 100) / 2, rel=1e-3)  # all but the logits
 
 
+class Own(keras.layers.Layer):
+    """Of a user: it may do anything in training."""
+
+
 def test_what_is_recomputed():
     """Only what would keep too much, of networks for which it changes nothing."""
     model = network_zoo.get("C1").build()
@@ -125,7 +129,9 @@ def test_what_is_recomputed():
     assert recomputes(model, 50_000)
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
     moving = scaled_before_any_kernel(keras.layers.BatchNormalization())
-    assert [recomputes(other, 2**40) for other in (scaled_before_any_kernel(), plain, moving)] == [True, False, False]
+    penalised, own = (scaled_before_any_kernel(layer) for layer in (keras.layers.ActivityRegularization(l2=1.0), Own()))
+    others = scaled_before_any_kernel(), plain, moving, penalised, own
+    assert [recomputes(other, 2**40) for other in others] == [True, False, False, False, False]
 
 
 PEAK = """
@@ -174,15 +180,15 @@ def test_the_estimate_is_about_what_a_step_takes(tmp_path, run_script, batch, al
 def test_a_step_that_may_not_fit_is_announced_or_refused_with_the_remedy(color_digits, tmp_path, monkeypatch, caplog):
     asked = recipe(color_digits, network="C1", batch_size=1000, schedule=((1, 5000),))
     check = minimizers(asked, color_digits, tmp_path).memory(asked).check
-    monkeypatch.setattr(distribution, "free_bytes", lambda: 2**40)
-    monkeypatch.setattr(distribution, "total_bytes", lambda: 2**40)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 2**40)
+    monkeypatch.setattr(memory, "total_bytes", lambda: 2**40)
     check()
     assert caplog.text == ""
-    monkeypatch.setattr(distribution, "free_bytes", lambda: 2**30)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 2**30)
     check()
     assert "A training step of 5,000 samples of C1 needs about 7.6 GiB, and 1.0 GiB are free" in caplog.text
     assert "spread it over several machines or halve it with --precision=bfloat16" in caplog.text
-    monkeypatch.setattr(distribution, "total_bytes", lambda: 2**31)
+    monkeypatch.setattr(memory, "total_bytes", lambda: 2**31)
     with pytest.raises(
         UserError, match=r"about 7\.6 GiB, and this machine has 2\.0 GiB; choose a smaller batch, spread"
     ):
@@ -236,8 +242,8 @@ def call(model, w, state, x):
 
 
 def test_memory():
-    assert 0 < distribution.used_bytes() < 2**50
-    assert 0 < distribution.free_bytes() < distribution.total_bytes() < 2**50
+    assert 0 < memory.used_bytes() < 2**50
+    assert 0 < memory.free_bytes() < memory.total_bytes() < 2**50
 
 
 def test_memory_of_a_container(tmp_path):
@@ -248,4 +254,4 @@ def test_memory_of_a_container(tmp_path):
         (tmp_path / group / "memory.max").write_text(f"{limit}\n")
         (tmp_path / group / "memory.current").write_text(f"{used}\n")
         (tmp_path / group / "memory.stat").write_text("anon 700\ninactive_file 1000\n")
-    assert list(distribution._containers(tmp_path, tmp_path / "own")) == [(8000, 4000), (20_000, 11_000)]
+    assert list(memory._containers(tmp_path, tmp_path / "own")) == [(8000, 4000), (20_000, 11_000)]

@@ -4,7 +4,7 @@ from conftest import ROOT
 from scipy.special import log_softmax, softmax
 
 import network_zoo
-from large_batch import datasets, distribution, layers
+from large_batch import datasets, layers, memory
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 from large_batch.layers import BatchStatisticsNormalization, pixels
@@ -236,7 +236,7 @@ def test_what_does_not_fit_together(regression, objective):
 
 def test_a_chunk_too_large_for_memory_has_the_same_gradient(color_digits, monkeypatch):
     model, data = network_zoo.get("C1").build("paper"), (color_digits.x_test[:60], color_digits.y_test[:60])
-    monkeypatch.setattr(distribution, "free_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 0)
     plain = Objective(model, *data, prepare=pixels)
     assert len(plain._chunks) == 1, "smaller batches have other statistics"
     monkeypatch.setattr(layers, "RECOMPUTE_BYTES", 0)

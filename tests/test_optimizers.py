@@ -78,6 +78,10 @@ def test_optimizers_by_name():
         ("adam:learning_rate=-1", "must be a number of at least 0, not '-1'"),
         ("adam:learning_rate=inf", "not 'inf'"),
         ("adam:learning_rate", "not ''"),
+        (
+            "sgd:cosine=" + 400 * "9",
+            "cosine of the optimizer sgd must be a whole number of at least 0, not '99",
+        ),
         ("adaqn:cycle=2.5", "must be a whole number of at least 1, not '2.5'"),
     ],
 )

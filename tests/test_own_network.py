@@ -10,10 +10,13 @@ import pytest
 from conftest import ROOT, run_python
 
 import network_zoo
-from large_batch import datasets, store
+from large_batch import datasets, remedies, store
+from large_batch.backend import tf
 from large_batch.cli import PairSettings
+from large_batch.errors import UserError
 from large_batch.experiment import Experiment
 from large_batch.networks import Network
+from large_batch.remedies import Moment
 
 NETWORKS = '''
 from __future__ import annotations
@@ -47,6 +50,12 @@ F1 = Network("F1", build, "digits", (64,), 10, definitions=("repository",))
 
 def images():
     return keras.Sequential([keras.Input((8, 8)), keras.layers.Dense(3)])
+
+
+def frozen():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    model.trainable = False
+    return model
 
 
 def pair():
@@ -271,6 +280,25 @@ def test_an_architecture_is_told_by_its_layers(folder):
         assert (starts[0] != starts[2]).any()
 
 
+@pytest.mark.parametrize("name", ["sam", "asam", "adversarial"])
+def test_an_embedding_has_sparse_gradients_and_samples_without_one(name):
+    layers = keras.layers.Embedding(5, 3), keras.layers.Flatten(), keras.layers.Dense(2)
+    model = keras.Sequential([keras.Input((4,), dtype="int32"), *layers])
+    now = Moment(model, tf.zeros(2, tf.int64), 1, tf.identity, list, lambda: None)
+
+    def loss(x, y, weights=None):
+        x = tf.cast(x, tf.int32)
+        logits = model.stateless_call(weights, [], x)[0] if weights else model(x)
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits), logits
+
+    changed, batch = remedies.make(name).loss(loss, now), (tf.constant([[0, 1, 1, 4]]), tf.constant([1]))
+    if name == "adversarial":
+        with pytest.raises(UserError, match="needs a network with a gradient with respect to its samples"):
+            changed(*batch)
+    else:
+        np.testing.assert_allclose(changed(*batch)[0], loss(*batch)[0])
+
+
 @pytest.mark.parametrize(
     ("network", "data", "words"),
     [
@@ -278,6 +306,7 @@ def test_an_architecture_is_told_by_its_layers(folder):
         ("nothing", "my_data.npz", "my_networks.py:nothing is no network: 'NoneType' object has no attribute"),
         ("two_outputs", "my_data.npz", ":two_outputs is no network: it has 1 inputs and 2 outputs; it must be a"),
         ("double", "my_data.npz", ":double is no network: its weights are float64 instead of float32; it must be a"),
+        ("frozen", "my_data.npz", ":frozen is no network: it has no trainable weights; it must be a"),
         ("number", "my_data.npz", "my_networks.py:number is no network: 'int' object is not callable; it must be a"),
         ("broken", "my_data.npz", "my_networks.py:broken is no network: on purpose; it must be a"),
         ("images", "my_data.npz", "is no network: its inputs have the shape (None, 8, 8) and its outputs (None, 8, 3)"),

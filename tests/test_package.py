@@ -15,7 +15,8 @@ from conftest import ROOT, run_python
 import campaign
 
 FLOORS = {  # from the ground up, as in docs/design.md; a module imports from its own floor and from lower ones
-    "ground": "backend ctrl_c dataset_sources datasets distribution errors files named progress store timit version",
+    "ground": "backend ctrl_c dataset_sources datasets distribution errors files memory named progress store timit "
+    "version",
     "mathematics": "functions gradients hessian layers losses models networks objective objectives optimizers recipes "
     "remedies samples sharpness_metric spectrum statistics subspace surface tracking training",
     "kept results": "measurements minimizers places shipped spectra",

@@ -116,6 +116,8 @@ def test_the_other_directions(run, folder):
     assert steep["LB_axis_values"][0] > steep["LB_axis_values"][1]
     (kept,) = (folder / "run" / "surfaces").glob("small-*-eigenvectors2d-plane-*/eigenvectors.npz")
     at = kept.stat().st_mtime_ns
+    with files.lock(kept.parent):  # as if another process computed them
+        assert "is in the hands of" in run("--directions=eigenvectors", "--minimizers=LB", "--points=3", "--nowait")
     again = run("--directions=eigenvectors", "--minimizers=LB", "--points=3")
     assert "3 measurements (0 stored)" in again
     assert kept.stat().st_mtime_ns == at, "they are found"
@@ -134,6 +136,7 @@ def test_the_other_directions(run, folder):
             "A line goes through 2 and a plane through 3 --minimizers; around one, choose --directions.",
         ),
         ("--minimizers=SB,nowhere.weights.h5", "There is no weights file nowhere.weights.h5"),
+        ("--small_batch=750 --large_batch=750", "SB and LB are one training; give them batches of different sizes."),
         ("--directions=pca --minimizers=start", "The path of a training (--directions=pca) is that of SB or LB."),
         ("--directions=pca", "2 iterates do not have 2 principal components; give a smaller --every than 10."),
         ("--reach=nan", "--reach must be a number above 0, not nan."),

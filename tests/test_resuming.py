@@ -232,8 +232,9 @@ def test_a_run_of_another_version_is_not_touched(trained, asked, first):
     folder = trained.folder(asked)
     store.write_json(folder.path / "provenance.json", {"who": "a later version"})
     folder.seal("provenance.json")
-    with pytest.raises(UserError, match=r"quick-digits-b600-e4-s0.* is of another kind or version .* --retrain"):
-        trained.train(asked)
+    for use in (trained.train, lambda recipe: trained.warn_of_two([recipe])):
+        with pytest.raises(UserError, match=r"quick-digits-b600-e4-s0.* is of another kind or version .* --retrain"):
+            use(asked)
     np.testing.assert_array_equal(trained.train(asked, retrain=True).weights, first.weights)
 
 
@@ -247,6 +248,14 @@ def test_the_provenance_of_a_resumed_training_names_all_its_processes(digits, as
     assert trained.provenance.command == "second.py"
     assert [other["command"] for other in trained.provenance.earlier] == ["first.py"]
     assert trained.provenance == found.stored(asked).provenance
+    # Who began it is known also where the first one comes back
+    places = iter(["first.py", "second.py", "first.py"])
+    for epoch in (2, 3, None):
+        monkeypatch.setattr(sys, "argv", [next(places)])
+        again = quick.minimizers(digits, tmp_path / "again")
+        trained = stop_in_epoch(epoch, again, asked) if epoch else again.train(asked)
+    assert (trained.provenance.command, trained.provenance.first.command) == ("first.py", "first.py")
+    assert [other["command"] for other in trained.provenance.earlier] == ["first.py", "second.py"]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

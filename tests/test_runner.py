@@ -10,10 +10,10 @@ import quick
 import small_network
 from quick import run_code
 
-from large_batch import files, objectives, paper, runner
+from large_batch import files, memory, objectives, paper, runner
 from large_batch import progress as progress_bar
 from large_batch.cli import Settings
-from large_batch.errors import BusyError, UserError
+from large_batch.errors import BusyError, MachineError, UserError
 from large_batch.layers import kept_bytes, pixels
 from large_batch.measurements import EvaluationRequest, SharpnessRequest
 from large_batch.minimizers import Minimizers, NoMinimizerError
@@ -102,7 +102,7 @@ def work(monkeypatch):
     return lengths
 
 
-def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work, capsys):
+def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work, capsys, monkeypatch):
     def request(kind, **settings):
         problem = {"network": "quick", "dataset": "digits", "data_digest": digits.digest, "definition": "repository"}
         return kind(**problem, **settings)
@@ -156,8 +156,16 @@ def test_what_others_trained_and_measured_is_found(make, digits, tmp_path, work,
     assert "1 trainings (1 stored, 0 resumed), 2 measurements (1 stored)" in capsys.readouterr().out
     assert before.items() <= files().items()
 
+    (solution,) = first.solve({"LB": [asked]}, [evaluation])["LB"]
+    assert (solution.distance_from_start, solution.train_loss) == (end.distance, evaluated.result.train_loss)
+    for meanwhile in (None, dataclasses.replace(end, weights=end.weights + 1)):
+        with monkeypatch.context() as patched, pytest.raises(MachineError, match="was trained anew meanwhile; run the"):
+            patched.setattr(Minimizers, "stored", lambda self, recipe, given=meanwhile: given)
+            patched.setattr(Runner, "run", lambda self, *_: {(evaluation, Place(asked)): evaluated})
+            make().solve({"LB": [asked]}, [evaluation])
+
     make(retrain=True).run([asked, half])
-    assert work[3] == 3 * 3000
+    assert work[4] == 3 * 3000
     assert files().items().isdisjoint((path, when) for path, when in before.items() if path.name == "history.csv")
 
 
@@ -180,8 +188,8 @@ def test_the_memory_of_second_derivatives_is_known_beforehand(make, digits, monk
     assert first.objectives.measuring_bytes(150, twice=True) == pytest.approx(3 * kept), "75 at once"
     problem = {"network": "quick", "dataset": "digits", "data_digest": digits.digest, "definition": "repository"}
     density = DensityRequest(**problem, samples=100, probes=1, steps=1), Place(quick.recipe(digits))
-    monkeypatch.setattr(objectives.distribution, "used_bytes", lambda: 0)
-    monkeypatch.setattr(objectives.distribution, "total_bytes", lambda: 4 * kept - 1)
+    monkeypatch.setattr(memory, "used_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "total_bytes", lambda: 4 * kept - 1)
     with pytest.raises(UserError, match="product over 100 samples of quick at once takes about"):
         first.run([], [density])
     tracked = quick.recipe(digits, track="eigenvalue:1:100")

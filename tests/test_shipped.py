@@ -86,7 +86,13 @@ def test_what_is_taken(digits, tmp_path, monkeypatch):
         here.take_shipped([asked])
         return here.stored(asked)
 
-    found = taken("a")
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shipped, "write_weights", interrupted)
+        taken("a")
+    found = taken("a")  # as a whole or not at all
     np.testing.assert_array_equal(found.start, trained.start)
     np.testing.assert_array_equal(found.weights, trained.weights)
     begun = quick.minimizers(digits, tmp_path / "begun")

@@ -93,7 +93,9 @@ def test_networks_that_cannot_be_copied():
     own.build((None, 3))
     within = keras.Sequential([keras.Input((3,)), keras.Sequential([keras.layers.BatchNormalization()])])
     unscaled = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(scale=False)])
-    for model in (own, within, unscaled):
+    block = keras.layers.TimeDistributed(keras.layers.BatchNormalization())
+    hidden = keras.Sequential([keras.Input((2, 3)), block])
+    for model in (own, within, hidden, unscaled):
         with pytest.raises(UserError, match="whose layers stand in a list or graph .*--statistics=interpolate"):
             statistics.of_the_batch(model)
 

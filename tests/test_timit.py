@@ -175,12 +175,21 @@ def cut(folder):
     (folder / "feats.ark").write_bytes((folder / "feats.ark").read_bytes()[:500])
 
 
+def spoil_gz(change):
+    def spoil(folder):
+        path = folder / "ali-pdf.1.gz"
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (spoil_scp("u touch trap |\n"), "u in .*feats.scp is a pipe; write its matrices to a file with Kaldi's copy-f"),
         (spoil_scp("u | touch trap\n"), "is a pipe"),
         (spoil_scp("u -\n"), "is a pipe"),
+        (spoil_scp("u\n"), "u in .*feats.scp has no place of its matrix"),
         (spoil_scp("u missing.ark:3\n"), "No such file"),
         (spoil_scp("u ali-pdf.1.gz:0\n"), "is no matrix or vector of Kaldi"),
         (pickled, "u in .*feats.scp is no matrix or vector of Kaldi"),
@@ -191,6 +200,8 @@ def cut(folder):
         (lambda folder: [path.unlink() for path in folder.glob("ali-pdf*")], "has no alignment ali-pdf.* ali-to-pdf"),
         (skip, "cmvn_opts has --skip-dims=13; known are --norm-means, "),
         (lambda folder: (folder / "ali-pdf.1.gz").write_bytes(b"text"), "Not a gzipped file"),
+        (spoil_gz(lambda content: content[:-20]), "ali-pdf.1.gz is damaged"),
+        (spoil_gz(lambda content: content[:20] + b"!" * 20 + content[40:]), "ali-pdf.1.gz is damaged"),
     ],
 )
 def test_what_cannot_be_used(tmp_path, monkeypatch, spoil, words):
