@@ -129,10 +129,10 @@ def claims(lines: Sequence[Line], notes: str) -> str:
 def in_short(lines: Sequence[Line]) -> str:
     """Return the verdicts alone, a column for each network with any; of epsilons and methods each its own, where they
     differ."""
-    of_networks: dict[str, list[Result]] = {}
+    of_networks: dict[str, list[Sequence[Result]]] = {}
     verdicts: dict[str, dict[str, dict[str, str]]] = {}
     for line in (line for line in lines if line.results):
-        of_networks.setdefault(line.network, []).extend(line.results)
+        of_networks.setdefault(line.network, []).append(line.results)
         of = verdicts.setdefault(f"{line.claim} ({line.source})", {}).setdefault(line.network, {})
         part = PART.match(line.found)
         of[part[1] if part else ""] = line.verdict.partition(":")[0]
@@ -149,10 +149,10 @@ def in_short(lines: Sequence[Line]) -> str:
     return table([["claim", *(f"{name}, {lengths(found)}" for name, found in of_networks.items())], *rows])
 
 
-def lengths(results: Sequence[Result]) -> str:
-    """Return how long was trained for some results, and how often, in words."""
-    epochs, trials = ([one.setting(name, 1) for one in results] for name in ("epochs", "trials"))
-    trials = [1 if one.script == "sharpness" else count for one, count in zip(results, trials, strict=True)]
+def lengths(results: Sequence[Sequence[Result]]) -> str:
+    """Return how long was trained for the results of several claims, and how often, in words."""
+    epochs = [one.setting("epochs", 1) for of_claim in results for one in of_claim]
+    trials = [len({seed for one in of_claim for seed in one.seeds}) for of_claim in results]
     (few, many), (one, several) = ((min(numbers), max(numbers)) for numbers in (epochs, trials))
     words = f"{few} - {many} epochs" if few < many else f"{few} epochs"
     if one < several:

@@ -145,9 +145,10 @@ def batch_of(network_name: str, task: str) -> int:
 
 
 def chosen(*kinds: Sequence[str]) -> list[list[str]]:
-    """Return the words of the command line that are of each kind, in its order; ends where one is of none."""
+    """Return, for each kind of words, those that are on the command line; ends with a message where one is unknown."""
     if unknown := set(sys.argv[1:]) - {name for names in kinds for name in names}:
-        raise SystemExit(f"There is no {', '.join(unknown)}; choose among {', '.join(itertools.chain(*kinds))}.")
+        there = ", ".join(itertools.chain(*kinds))
+        raise SystemExit(f"There is no {', '.join(sorted(unknown))}; choose among {there}.")
     return [[name for name in names if name in sys.argv[1:]] for names in kinds]
 
 

@@ -188,15 +188,16 @@ def _from_kernel_to_kernel(
 
 def recomputes(model: keras.Model, samples: int) -> bool:
     """Say whether the gradient of so many samples would keep too much, and the model allows `call_recomputing`."""
-    plain = isinstance(model, keras.Sequential) and not (model.non_trainable_variables or model.losses)
-    plain = plain and all(map(_is_plain, model.layers))
+    plain = type(model) is keras.Sequential and not (model.non_trainable_variables or model.losses)
+    plain = plain and all(map(_is_plain, model._flatten_layers(include_self=False)))
     return sees_the_batch(model) and plain and kept_bytes(model, samples) > RECOMPUTE_BYTES
 
 
 def _is_plain(layer: keras.layers.Layer) -> bool:
     """Whether a layer is Keras' or ours, and does nothing beside passing on its outputs."""
     package = type(layer).__module__.partition(".")[0]
-    return package in ("keras", "large_batch") and not isinstance(layer, keras.Model) and not layer.activity_regularizer
+    other = isinstance(layer, (keras.Model, keras.layers.Lambda)) or layer.activity_regularizer
+    return package in ("keras", "large_batch") and not other
 
 
 def kept_bytes(model: keras.Model, samples: int, recomputing: bool = False) -> int:

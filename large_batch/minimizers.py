@@ -109,6 +109,7 @@ class Minimizers:
         folder = self.folder(recipe)
         if not folder.whole(*_files(recipe)):
             return None
+        origin = folder.provenance()
         with store.reading(folder.path):
             history = recipe.checked(store.read_csv(folder.path / HISTORY, Epoch))
             model = self.build(recipe)
@@ -118,7 +119,7 @@ class Minimizers:
                 start=start.weights,
                 weights=end.weights,
                 history=history,
-                provenance=folder.provenance(),
+                provenance=origin,
                 state=end.state,
             )
 

@@ -131,13 +131,14 @@ def _own(path: str, attribute: str) -> Network:
         if (given := getattr(module, attribute, None)) is None:
             raise UserError(f"{path} has no {attribute}.")
         if isinstance(given, Network):
+            for name in given.definitions:
+                _check_trainable(given.build(name))
             told = {name: given.architecture(name) or _architecture(given.build(name)) for name in given.definitions}
             return replace(given, architectures=tuple(told.items()), own=True)
         model = seeded(given, 0, "float32")
         if not len(model.inputs) == len(model.outputs) == 1:
             raise TypeError(f"it has {len(model.inputs)} inputs and {len(model.outputs)} outputs")
-        if not model.trainable_variables:
-            raise TypeError("it has no trainable weights")
+        _check_trainable(model)
         if others := {variable.dtype for variable in model.trainable_variables} - {"float32"}:
             raise TypeError(f"its weights are {', '.join(others)} instead of float32")
         shape, outputs = model.input_shape[1:], model.output_shape
@@ -170,6 +171,11 @@ def _own(path: str, attribute: str) -> Network:
         architectures=((DEFINITIONS[0], _architecture(model)),),
         own=True,
     )
+
+
+def _check_trainable(model: keras.Model) -> None:
+    if not model.trainable_variables:
+        raise TypeError("it has no trainable weights")
 
 
 def seeded(function: Callable[[], keras.Model], seed: int, precision: str) -> keras.Model:

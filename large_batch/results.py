@@ -64,10 +64,15 @@ class Result:
         return self.content["settings"].get(name, default)
 
     @property
+    def seeds(self) -> range:
+        """The seeds of the trainings; trials of `sharpness.py` are subspaces."""
+        first, trials = self.setting("seed", 0), self.setting("trials") or 1
+        return range(first, first + (1 if self.script == "sharpness" else trials))
+
+    @property
     def training(self) -> str:
         """How long was trained, and how often, in words."""
-        trials = self.setting("trials") or 1
-        seeds = f"seed {self.setting('seed', 0)}" if trials == 1 or self.script == "sharpness" else f"{trials} seeds"
+        seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
         return f"{self.setting('epochs')} epochs{UNTIL_CONVERGED if self.setting('until_converged') else ''}, {seeds}"
 
     @property

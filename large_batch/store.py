@@ -46,8 +46,8 @@ class Provenance:
     """Where a result came from: what computed it, from which commit, when (UTC) and in how many seconds.
 
     `threads` is the number that TensorFlow shares an operation among, `device` "CPU" or the names of the GPUs,
-    `environment` what is set of the variables that choose the kernels. `earlier` are other commands, commits or
-    machines, in the same terms, that the same training was begun with.
+    `environment` what is set of the variables that choose the kernels. `earlier` are the processes that had
+    the same training before, in their order and in the same terms.
     """
 
     command: str
@@ -384,7 +384,7 @@ def reading(path: Path, remedy: str = "move it away, or train anew with --retrai
     """Turn whatever goes wrong while a whole file is read into one `UserError` that says how to go on."""
     try:
         yield
-    except (MemoryError, UserError):
+    except MemoryError:
         raise
     except Exception as error:  # files of another version make libraries raise nearly anything
         raise UserError(f"The stored {path} is of another kind or version ({error}); {remedy}.") from error

@@ -122,6 +122,7 @@ class TrackEigenvalue(keras.callbacks.Callback):
             raise UserError(f"A training can be looked at every step, or more seldom, not every {every} steps.")
         self.objective, self.every, self.seed = objective, every, seed
         self.rows: list[Tracked] = []
+        self._optimizer: keras.optimizers.Optimizer | None = None  # that of the last look
 
     def on_train_begin(self, logs=None):
         """Look at the start, unless this goes on from a training that was followed."""
@@ -132,6 +133,7 @@ class TrackEigenvalue(keras.callbacks.Callback):
         self._look_if_due()
 
     def _look_if_due(self) -> None:
-        step = _steps(self.model.optimizer)
-        if not self.rows or step // self.every != self.rows[-1].step // self.every:  # compiled anew, it begins at 0
+        step, anew = _steps(self.model.optimizer), self.model.optimizer is not self._optimizer
+        if anew or step // self.every > self.rows[-1].step // self.every:
             self.rows.append(look(self.objective, self.model, self.model.optimizer, step, self.seed))
+            self._optimizer = self.model.optimizer

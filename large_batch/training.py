@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -200,6 +201,10 @@ class TrainingLoop:
                 raise
             self._compilable = False  # a user's layer is none of XLA's; no step has been taken yet
             sums = self._steps(*asked, False).numpy()
+        except Exception as error:  # what a remedy raises comes within an error of TensorFlow's
+            if said := re.search(r"UserError: (.*)", str(error)):
+                raise UserError(said[1]) from error
+            raise
         if not (finite := np.isfinite(sums).all(axis=1)).all():
             raise DivergedError(f"in epoch {self.epoch + 1}, step {step + int(np.argmin(finite)) + 1}")
         for loss, correct, _ in sums.tolist():  # one by one, so that they do not depend on the block

@@ -119,7 +119,10 @@ def test_what_is_kept():
 
 
 class Own(keras.layers.Layer):
-    """Of a user: it may do anything in training."""
+    """Of a user: it does something else in training."""
+
+    def call(self, x, training=False):
+        return 2 * x if training else x
 
 
 def test_what_is_recomputed():
@@ -129,9 +132,11 @@ def test_what_is_recomputed():
     assert recomputes(model, 50_000)
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
     moving = scaled_before_any_kernel(keras.layers.BatchNormalization())
+    wrapped = keras.layers.TimeDistributed(Own()), keras.layers.Lambda(lambda x, training=False: x)
     penalised, own = (scaled_before_any_kernel(layer) for layer in (keras.layers.ActivityRegularization(l2=1.0), Own()))
-    others = scaled_before_any_kernel(), plain, moving, penalised, own
-    assert [recomputes(other, 2**40) for other in others] == [True, False, False, False, False]
+    spread = keras.layers.Reshape((5, 2))
+    others = [plain, moving, penalised, own, *(scaled_before_any_kernel(spread, layer) for layer in wrapped)]
+    assert [recomputes(other, 2**40) for other in (scaled_before_any_kernel(), *others)] == [True] + 6 * [False]
 
 
 PEAK = """

@@ -13,7 +13,6 @@ import network_zoo
 from large_batch import datasets, remedies, store
 from large_batch.backend import tf
 from large_batch.cli import PairSettings
-from large_batch.errors import UserError
 from large_batch.experiment import Experiment
 from large_batch.networks import Network
 from large_batch.remedies import Moment
@@ -50,6 +49,11 @@ F1 = Network("F1", build, "digits", (64,), 10, definitions=("repository",))
 
 def images():
     return keras.Sequential([keras.Input((8, 8)), keras.layers.Dense(3)])
+
+
+def embedded():
+    layers = keras.layers.Embedding(5, 2), keras.layers.Flatten(), keras.layers.Dense(3)
+    return keras.Sequential([keras.Input((8,)), *layers])
 
 
 def frozen():
@@ -280,8 +284,9 @@ def test_an_architecture_is_told_by_its_layers(folder):
         assert (starts[0] != starts[2]).any()
 
 
-@pytest.mark.parametrize("name", ["sam", "asam", "adversarial"])
-def test_an_embedding_has_sparse_gradients_and_samples_without_one(name):
+@pytest.mark.parametrize("name", ["sam", "asam"])
+def test_remedies_of_a_network_with_an_embedding(name):
+    """Whose gradient with respect to its weights is sparse."""
     layers = keras.layers.Embedding(5, 3), keras.layers.Flatten(), keras.layers.Dense(2)
     model = keras.Sequential([keras.Input((4,), dtype="int32"), *layers])
     now = Moment(model, tf.zeros(2, tf.int64), 1, tf.identity, list, lambda: None)
@@ -292,11 +297,16 @@ def test_an_embedding_has_sparse_gradients_and_samples_without_one(name):
         return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits), logits
 
     changed, batch = remedies.make(name).loss(loss, now), (tf.constant([[0, 1, 1, 4]]), tf.constant([1]))
-    if name == "adversarial":
-        with pytest.raises(UserError, match="needs a network with a gradient with respect to its samples"):
-            changed(*batch)
-    else:
-        np.testing.assert_allclose(changed(*batch)[0], loss(*batch)[0])
+    with tf.GradientTape() as tape:
+        losses, _ = changed(*batch)
+    np.testing.assert_allclose(losses, loss(*batch)[0])
+    assert all(np.abs(tf.convert_to_tensor(one)).any() for one in tape.gradient(losses, model.trainable_variables))
+
+
+def test_a_remedy_that_is_not_for_a_network(run):
+    said = run("plot_parametric_plot.py", "embedded", "--remedy=adversarial", code=2)
+    words = "Adversarial training needs a network with a gradient with respect to its samples."
+    assert said.splitlines()[-1] == f"Error: {words}"
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,12 @@ def test_how_long_a_result_took():
 
 def test_the_verdicts_in_short():
     def line(claim, network, verdict, found="", **settings):
-        result = Result(Path("a"), {"provenance": {"command": "a.py"}, "settings": settings}, [], [])
-        return ledger.Line(claim, "Table 1", network, "", found, verdict, (result,) if settings else ())
+        seeds = settings.pop("seeds", (0,))
+        results = [
+            Result(Path("a"), {"provenance": {"command": "a.py"}, "settings": settings | {"seed": seed}}, [], [])
+            for seed in seeds
+        ]
+        return ledger.Line(claim, "Table 1", network, "", found, verdict, tuple(results) if settings else ())
 
     sizes = np.array([64.0, 256.0])
     thresholds = [claims.sharpness_threshold(sizes, sizes, epsilon, None) for epsilon in (1e-3, 5e-4)]
@@ -49,7 +53,7 @@ def test_the_verdicts_in_short():
     lines = [
         line("a", "F1", evidence.HOLDS, "at epsilon 0.001: SB", epochs=100, trials=5),
         line("a", "F1", f"{evidence.OPEN}: why", "epsilon 0.0005: SB", epochs=100, trials=5),
-        line("b", "C1", evidence.HOLDS, epochs=20),
+        line("b", "C1", evidence.HOLDS, epochs=20, seeds=(0, 1)),
         line("c", "C2", ledger.NOT_RUN),
         line("d", "F1", evidence.HOLDS, "sam: 98 %", epochs=50, trials=2),
         line("d", "F1", evidence.HOLDS, "asam: 98 %", epochs=50, trials=2),
@@ -60,7 +64,7 @@ def test_the_verdicts_in_short():
         *(line("e", "C1", one.verdict, one.found, epochs=20) for one in thresholds),
     ]
     rows = report.in_short(lines).splitlines()
-    assert rows[0] == "| claim | F1, 50 - 100 epochs, 2 - 5 trials | C1, 20 epochs, 1 trial |"
+    assert rows[0] == "| claim | F1, 50 - 100 epochs, 2 - 5 trials | C1, 20 epochs, 1 - 2 trials |"
     assert rows[2:] == [
         "| a (Table 1) | epsilon 0.001: holds; epsilon 0.0005: no verdict | - |",
         "| b (Table 1) | - | holds |",

@@ -15,7 +15,9 @@ from quick import run_code, stop_in_epoch
 
 import network_zoo
 from large_batch import datasets, store, training
+from large_batch.backend import keras
 from large_batch.errors import Interrupted, UserError
+from large_batch.models import write_weights
 
 # Trains in both precisions, killed before or after the 1st, 2nd, ... change of a file, and again, until it ends.
 KILLED = """
@@ -229,11 +231,17 @@ def test_a_vanished_file_is_no_damage(trained, asked, first, caplog):
 
 
 def test_a_run_of_another_version_is_not_touched(trained, asked, first):
-    folder = trained.folder(asked)
+    folder, words = trained.folder(asked), r"quick-digits-b600-e4-s0.* is of another kind or version .* --retrain"
+    whole = (folder.path / "minimizer.weights.h5").read_bytes()
+    write_weights(keras.Sequential([keras.Input((64,)), keras.layers.Dense(3)]), folder.path / "minimizer.weights.h5")
+    folder.seal("minimizer.weights.h5")
+    with pytest.raises(UserError, match=words):
+        trained.train(asked)
+    (folder.path / "minimizer.weights.h5").write_bytes(whole)
     store.write_json(folder.path / "provenance.json", {"who": "a later version"})
-    folder.seal("provenance.json")
+    folder.seal("provenance.json", "minimizer.weights.h5")
     for use in (trained.train, lambda recipe: trained.warn_of_two([recipe])):
-        with pytest.raises(UserError, match=r"quick-digits-b600-e4-s0.* is of another kind or version .* --retrain"):
+        with pytest.raises(UserError, match=words):
             use(asked)
     np.testing.assert_array_equal(trained.train(asked, retrain=True).weights, first.weights)
 
