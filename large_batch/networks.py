@@ -131,9 +131,10 @@ def _own(path: str, attribute: str) -> Network:
         if (given := getattr(module, attribute, None)) is None:
             raise UserError(f"{path} has no {attribute}.")
         if isinstance(given, Network):
-            for name in given.definitions:
-                _check_trainable(given.build(name))
-            told = {name: given.architecture(name) or _architecture(given.build(name)) for name in given.definitions}
+            models = {name: given.build(name) for name in given.definitions}
+            for model in models.values():
+                _check_trainable(model)
+            told = {name: given.architecture(name) or _architecture(model) for name, model in models.items()}
             return replace(given, architectures=tuple(told.items()), own=True)
         model = seeded(given, 0, "float32")
         if not len(model.inputs) == len(model.outputs) == 1:

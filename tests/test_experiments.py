@@ -206,6 +206,7 @@ def test_warm_starts_killed_and_continued(run, tmp_path):
     small, large = accuracy(found, minimizer="SB", epochs="4"), accuracy(found, minimizer="LB")
     late = accuracy(found, minimizer="warm-started LB", warm_start_epochs="4")
     assert f"SB alone {small}, LB alone {large}, late ones {late}" in printed
+    assert printed.count("Verdict: ") == 1
 
 
 def test_growing_batches(run, tmp_path):
