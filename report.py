@@ -43,7 +43,8 @@ The verdicts of the tables below: *agrees*: the means differ by at most three ti
 direction*, *contradicts*: they differ by more, and the minimizer clearly lies on the paper's side, or the other, of the
 one that it is compared with: augmented data and conservative training with plain training in batches of that size, SB
 with LB, and all other LB with SB. *no verdict*: that is not clear, or a number is missing.
-Trainings that are not at their end are compared as they are. Table 4 has one random subspace of each seed; the claim
+Trainings that are not at their end are compared as they are; the claims above have no verdict there. A table has the
+seeds of its own command, the claims above count all. Table 4 has one random subspace of each seed; the claim
 above has all that were measured.
 
 *largest found* is the largest sharpness that L-BFGS-B or vertex ascent found in ten iterations each, over the seeds

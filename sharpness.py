@@ -63,8 +63,8 @@ class Settings(cli.SpectrumSettings):
     iterations: int = setting(ITERATIONS, "Iterations of the solver.", "i{}", GROUP, least=1, most=10**6)
     sharpness_samples: int | None = setting(
         None,
-        "Training samples over which is measured, the first; default: all. Over fewer "
-        "it is larger, as their loss has a gradient where that of all has none; compare equal numbers only.",
+        "Training samples over which sharpness is measured, the first; default: all. Over fewer "
+        "it is mostly larger, as their loss has a gradient where that of all has none; compare equal numbers only.",
         "n{}",
         GROUP,
         least=1,

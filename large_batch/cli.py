@@ -222,7 +222,7 @@ class TrialSettings(RepeatedSettings):
     sharpness_samples: int | None = setting(
         None,
         "Training samples over which sharpness is measured, the first; default: all. Over fewer "
-        "it is larger, as their loss has a gradient where that of all has none; compare equal numbers only.",
+        "it is mostly larger, as their loss has a gradient where that of all has none; compare equal numbers only.",
         "n{}",
         least=1,
     )

@@ -17,7 +17,7 @@ WHY_NOT = {  # where it is not for the hours it takes
     "C3": "CIFAR-100 was not at hand",
     "C4": "CIFAR-100 was not at hand",
 }
-REPRODUCTION = "[a reproduction](https://github.com/timmywanttolearn/finetune)"
+REPRODUCTION = "[a reproduction](https://github.com/timmywanttolearn/large_batch_training/blob/7e9bba5/README.md)"
 
 
 def ledger(results: Sequence[Result], networks: Sequence[str]) -> list[Line]:
@@ -167,7 +167,7 @@ CLAIMS = (
         "Appendix E.3",
         verdicts.remedied(("adversarial", "stability"), evidence.does_not_help),
         NO_HELP,
-        lambda network: "no improvement; by what settings is not said",
+        lambda network: "no improvement (section 2.2.2: adversarial training helps); by what settings is not said",
     ),
     Entry(
         "LB with augmented data, conservative or robust training is still sharper than SB.",
@@ -229,7 +229,7 @@ CLAIMS = (
         ("VGG11",),
     ),
     Entry(
-        "Fine-tuned in batches of up to 256 MobileNetV2 is level, at 1,024 it falls.",
+        "In batches of up to 256 MobileNetV2's accuracy is level, at 1,024 it falls.",
         REPRODUCTION,
         verdicts.by_command("finetune", "level up to a batch"),
         published=lambda network: "94.32 % at 32, 94.28 % at 256, 93.76 % at 1,024",
