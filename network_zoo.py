@@ -188,19 +188,20 @@ def mobilenet_v2(weights: str | None = None) -> Callable[..., keras.Model]:
     return build
 
 
-# The repository definition pooled as TensorFlow does before it pooled as Theano does.
-POOLED = {"architectures": (("repository", "theano-pooling"),)}
+# What tells a definition from one that had its name before: the repository definition pooled as TensorFlow does before
+# it pooled as Theano does. Of a network without `architectures` that is found from its layers.
+FIRST, POOLED = {"architectures": ()}, {"architectures": (("repository", "theano-pooling"),)}
 NETWORKS = {
     network.name: network
     for network in (
-        Network("F1", classifier(fully_connected(5)), "mnist", (784,), 10),
-        Network("F2", classifier(fully_connected(7)), "timit", (360,), 1973),
+        Network("F1", classifier(fully_connected(5)), "mnist", (784,), 10, **FIRST),
+        Network("F2", classifier(fully_connected(7)), "timit", (360,), 1973, **FIRST),
         Network("C1", classifier(shallow_convolutional), "cifar10", (32, 32, 3), 10, **POOLED),
         Network("C2", classifier(deep_convolutional), "cifar10", (32, 32, 3), 10, **POOLED),
         Network("C3", classifier(shallow_convolutional), "cifar100", (32, 32, 3), 100, **POOLED),
         Network("C4", classifier(deep_convolutional), "cifar100", (32, 32, 3), 100, **POOLED),
-        Network("VGG11", classifier(vgg11, narrow), "cifar10", (32, 32, 3), 10, definitions=DEFINITIONS[:1]),
-        Network("MobileNetV2", mobilenet_v2(), "cifar10", (32, 32, 3), 10, definitions=DEFINITIONS[:1]),
+        Network("VGG11", classifier(vgg11, narrow), "cifar10", (32, 32, 3), 10, definitions=DEFINITIONS[:1], **FIRST),
+        Network("MobileNetV2", mobilenet_v2(), "cifar10", (32, 32, 3), 10, definitions=DEFINITIONS[:1], **FIRST),
     )
 }
 
@@ -246,7 +247,8 @@ def table_1() -> tuple[Table, Table]:
             told[f"definition {definition}"] = layers(model)
             weights[definition] = f"{sum(prod(variable.shape) for variable in model.trainable_variables):,}"
         shape = " x ".join(map(str, network.input_shape))
-        what = [row.kind if row else "-", datasets.TITLES[network.dataset], shape, f"{network.classes:,}"]
+        data = datasets.TITLES.get(network.dataset, network.dataset)
+        what = [row.kind if row else "-", data, shape, f"{network.classes:,}"]
         networks.append([network.name, *what, *weights.values()])
         for words in dict.fromkeys(filter(None, told.values())):
             of = ", ".join(name for name in told if told[name] == words)

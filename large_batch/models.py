@@ -123,12 +123,20 @@ def in_float64(model: keras.Model, loss: Any) -> Iterator[tuple[keras.Model, Any
 def read_weights(model: keras.Model, path: str | Path) -> Point:
     """Load a Keras `.weights.h5` file into the model and return the minimizer in it: weights and state.
 
-    Raises `UserError` where the file is missing, damaged, of another network, or not finite.
+    The model has these weights from then on. Raises `UserError` where the file is missing, damaged, of another network,
+    or not finite, and where layers of the model have LoRA enabled.
     """
     if not os.path.isfile(path):  # unlike pathlib's, false for any name that cannot be one of a file
         raise UserError(f"There is no weights file {path}.")
+    if str(path).endswith(".keras"):
+        raise UserError(f"{path} holds a whole model; keras.models.load_model reads it, and point_of its weights.")
     if not str(path).endswith(".weights.h5"):
         raise UserError(f"{path} is not named as Keras names weights, *.weights.h5; rename it if it is such a file.")
+    if any(getattr(layer, "lora_enabled", False) for layer in model._flatten_layers()):
+        raise UserError(
+            f"Keras merges LoRA's factors into the weights that it writes, so {path} has another point than the model "
+            "had; measure the model in memory (point_of)."
+        )
     try:
         model.load_weights(path)
     except (OSError, RuntimeError) as error:  # HDF5 raises either

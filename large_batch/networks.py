@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from large_batch.errors import UserError, first_line, no_such
@@ -45,8 +46,8 @@ class Network:
 
     `builder(network, definition, classes, seed, precision)` returns a whole Keras model, whatever its layers and its
     head, at the starting point of the seed. Its outputs are `outputs`: "logits", or the probabilities of a "softmax".
-    `architectures` holds what tells each definition from what had its name before, "" where it is not listed. `own`
-    tells a user's network from the paper's.
+    `architectures` holds what tells each definition from what had its name before, "" where it is not listed; without
+    any, `find` takes digests of the layers. `own` tells a user's network from the zoo's.
     """
 
     name: str
@@ -56,12 +57,12 @@ class Network:
     classes: int
     outputs: str = "logits"
     definitions: tuple[str, ...] = DEFINITIONS
-    architectures: tuple[tuple[str, str], ...] = ()
+    architectures: tuple[tuple[str, str], ...] | None = None
     own: bool = False
 
     def architecture(self, definition: str) -> str:
         """Return what tells this network from others that had its name and definition, "" for the first of them."""
-        return dict(self.architectures).get(definition, "")
+        return dict(self.architectures or ()).get(definition, "")
 
     def small_batch(self, train_size: int) -> int:
         """Return the paper's 256 samples, or 1 % of a training set too small for that."""
@@ -109,7 +110,9 @@ def find(name: str, zoo: Mapping[str, Network]) -> Network:
     """
     check_name(name, zoo)
     path, _, attribute = name.rpartition(":")
-    return _own(path, attribute) if path.endswith(".py") else zoo[name]
+    if path.endswith(".py"):
+        return _own(path, attribute)
+    return zoo[name] if zoo[name].architectures is not None else _told_apart(zoo[name])
 
 
 def check_name(name: str, zoo: Iterable[str]) -> None:
@@ -121,30 +124,22 @@ def check_name(name: str, zoo: Iterable[str]) -> None:
         raise UserError(f"There is no file {path} with a network.")
 
 
+def _told_apart(network: Network) -> Network:
+    """Return a network with digests of its layers, so that another of its name is not taken for it."""
+    models = {name: network.build(name) for name in network.definitions}
+    for model in models.values():
+        _check_trainable(model)
+    told = {name: network.architecture(name) or _architecture(model) for name, model in models.items()}
+    return replace(network, architectures=tuple(told.items()))
+
+
 def _own(path: str, attribute: str) -> Network:
-    place = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:8]  # other files may have that name
-    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_{place}", path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[module.__name__] = module  # where data classes look for their annotations
     try:
-        specification.loader.exec_module(module)
-        if (given := getattr(module, attribute, None)) is None:
+        if (given := getattr(_imported(path), attribute, None)) is None:
             raise UserError(f"{path} has no {attribute}.")
         if isinstance(given, Network):
-            models = {name: given.build(name) for name in given.definitions}
-            for model in models.values():
-                _check_trainable(model)
-            told = {name: given.architecture(name) or _architecture(model) for name, model in models.items()}
-            return replace(given, architectures=tuple(told.items()), own=True)
-        model = seeded(given, 0, "float32")
-        if not len(model.inputs) == len(model.outputs) == 1:
-            raise TypeError(f"it has {len(model.inputs)} inputs and {len(model.outputs)} outputs")
-        _check_trainable(model)
-        if others := {variable.dtype for variable in model.trainable_variables} - {"float32"}:
-            raise TypeError(f"its weights are {', '.join(others)} instead of float32")
-        shape, outputs = model.input_shape[1:], model.output_shape
-        if len(outputs) != 2 or None in (*shape, outputs[1]):
-            raise TypeError(f"its inputs have the shape {model.input_shape} and its outputs {outputs}")
+            return replace(_told_apart(given), own=True)
+        return _of_function(attribute, given)
     except UserError:
         raise
     except Exception as error:  # a user's code may raise anything
@@ -154,6 +149,28 @@ def _own(path: str, attribute: str) -> Network:
             "returns a Keras model with an output for each class."
         ) from error
 
+
+def _imported(path: str) -> ModuleType:
+    place = hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:8]  # other files may have that name
+    specification = importlib.util.spec_from_file_location(f"{Path(path).stem}_{place}", path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[module.__name__] = module  # where data classes look for their annotations
+    specification.loader.exec_module(module)
+    return module
+
+
+def _of_function(name: str, given: Callable[[], keras.Model]) -> Network:
+    """Return the network of a user's function; raises `TypeError` where its model is none."""
+    model = seeded(given, 0, "float32")
+    if not len(model.inputs) == len(model.outputs) == 1:
+        raise TypeError(f"it has {len(model.inputs)} inputs and {len(model.outputs)} outputs")
+    _check_trainable(model)
+    if others := {variable.dtype for variable in model.trainable_variables} - {"float32"}:
+        raise TypeError(f"its weights are {', '.join(others)} instead of float32")
+    shape, outputs = model.input_shape[1:], model.output_shape
+    if len(outputs) != 2 or None in (*shape, outputs[1]):
+        raise TypeError(f"its inputs have the shape {model.input_shape} and its outputs {outputs}")
+
     def build(network: Network, definition: str, classes: int, seed: int, precision: str) -> keras.Model:
         if classes > network.classes:
             raise UserError(
@@ -162,7 +179,7 @@ def _own(path: str, attribute: str) -> Network:
         return seeded(given, seed, precision)
 
     return Network(
-        name=attribute,
+        name=name,
         builder=build,
         dataset=None,
         input_shape=tuple(shape),

@@ -43,10 +43,6 @@ class Evaluation:
     accuracy: float
 
 
-def _as_it_is(x: Tree) -> Tree:
-    return x
-
-
 class Objective:
     """Mean loss f(w) of a Keras model over a data set (equation 1 of the paper).
 
@@ -74,7 +70,7 @@ class Objective:
         *,
         loss: Any = None,
         outputs: Outputs | None = None,
-        prepare: Callable[[Tree], Tree] | None = None,
+        prepare: Callable[[Tree], Tree] = lambda x: x,
         chunk: int = CHUNK,
         replicas: Replicas = ALONE,
     ):
@@ -100,7 +96,7 @@ class Objective:
             UserError: Where samples, labels, outputs and loss do not fit together, the outputs are evidently not what
                 is stated, or change from call to call.
         """
-        self.model, self.replicas, self._prepare = model, replicas, prepare or _as_it_is
+        self.model, self.replicas, self._prepare = model, replicas, prepare
         self._stated = {"loss": loss, "outputs": outputs}
         self._criterion = criterion_of(model, loss, outputs)
         data = Samples.read(x, y, sample_weight)
@@ -156,7 +152,7 @@ class Objective:
         return models.bytes_of(graph, TRACED, steps, np.dtype(self._dtype).itemsize)
 
     def take_state(self, model: keras.Model) -> None:
-        """Take over the present values of a model's variables that are not trainable."""
+        """Take over the present values of a model's variables that are not trainable, as after it was trained."""
         self.state = models.point_of(model).state
 
     @property
@@ -203,9 +199,17 @@ class Objective:
     def check(self, tolerance: float = 1e-4) -> tuple[float, float]:
         """Return the value at the model's present weights, and what Keras' `evaluate` says of the same chunks.
 
-        Raises `UserError` where they are apart by more than `tolerance`, in units of 1 + the value.
+        Raises `UserError` where they are apart by more than `tolerance`, in units of 1 + the value, and where the model
+        has other moving statistics or frozen weights now than the objective.
         """
-        found, total = self.evaluate(models.point_of(self.model)), 0.0
+        present = models.point_of(self.model)
+        found, total = self.evaluate(present), 0.0
+        for ours, now in zip(self.state, present.state, strict=True):
+            if now.dtype.kind == "f" and not np.array_equal(ours, now, equal_nan=True):
+                raise UserError(
+                    "The model's moving statistics or frozen weights have changed since the objective took them; call "
+                    "take_state(model) on it, or give it a Point."
+                )
         trainer = self._criterion.trainer
         for piece in self._data.pieces(len(self._chunks)):
             x, y, weights = piece.tensors()
@@ -234,6 +238,8 @@ class Objective:
         return wide
 
     def _place(self, w: np.ndarray | Point) -> tuple[tf.Tensor, list[np.ndarray]]:
+        if len(self.model.trainable_variables) != len(self.sizes):
+            raise UserError("Layers were frozen or set free since this objective was made; make a new one.")
         return (self._tensor(w.weights), w.state) if isinstance(w, Point) else (self._tensor(w), self.state)
 
     def _tensor(self, w: np.ndarray) -> tf.Tensor:

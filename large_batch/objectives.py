@@ -117,10 +117,9 @@ class Objectives:
             )
         return needed
 
-    def read(self, path: str) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return the weights in a file, (n,), and the state with them; raises `UserError` as `read_weights` does."""
-        point = read_weights(self._model, path)
-        return point.weights, point.state
+    def read(self, path: str) -> Point:
+        """Return the minimizer in a file; raises `UserError` as `read_weights` does."""
+        return read_weights(self._model, path)
 
     @property
     def moving(self) -> bool:

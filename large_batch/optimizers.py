@@ -1,4 +1,8 @@
-"""The optimizers that a recipe may name: each a data class of its settings, which builds an optimizer of Keras."""
+"""The optimizers that a recipe may name: each a data class of its settings, which builds an optimizer of Keras.
+
+The next optimizer is a data class here, an `Optimizer` whose settings are declared by `number`, and its name in
+`OPTIMIZERS` and in `named.OPTIMIZERS`, which the flags read before TensorFlow starts.
+"""
 
 import math
 from collections.abc import Callable
@@ -184,7 +188,7 @@ class Optimizer:
     """The settings of an optimizer: `kept` is how many numbers it keeps for each weight, `cycle` after how many steps
     it looks at all of them, if it does."""
 
-    kept: ClassVar[int]
+    kept: ClassVar[int] = 2
     cycle: ClassVar[int | None] = None
 
     learning_rate: float
@@ -201,8 +205,6 @@ class Optimizer:
 @dataclass(frozen=True)
 class Adam(Optimizer):
     """ADAM as the paper's own code has it, with the defaults of Keras 1."""
-
-    kept: ClassVar[int] = 2
 
     learning_rate: float = number(1e-3)
     beta_1: float = number(0.9, most=1)

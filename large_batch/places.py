@@ -16,6 +16,7 @@ import numpy as np
 
 from large_batch import files, hessian, store, surface
 from large_batch.distribution import Replicas
+from large_batch.functions import Point
 from large_batch.models import digest
 from large_batch.objectives import Objectives, Request
 from large_batch.progress import Report
@@ -23,8 +24,6 @@ from large_batch.recipes import Recipe
 from large_batch.surface import Plane, Surface
 
 KEPT = "eigenvectors.npz"
-
-Weights = tuple[np.ndarray, list[np.ndarray]]  # flat, (n,), and the state that is not trainable
 
 
 @dataclass(frozen=True)
@@ -73,16 +72,7 @@ def state_between(alpha: float, small: list[np.ndarray], large: list[np.ndarray]
     """Return the state that goes with a point of either path: mixed linearly between the minimizers, and beyond them
     that of the nearer one, since a variance that is extrapolated may be negative. What is no float is `small`'s."""
     share = min(max(alpha, 0.0), 1.0)
-    return _mixed([1 - share, share], [small, large])
-
-
-def _mixed(shares: Sequence[float], states: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
-    """Return the weighted sum of several states; what is no float is the first's."""
-    mixed = []
-    for group in zip(*states, strict=True):
-        total = sum(share * array for share, array in zip(shares, group, strict=True))
-        mixed.append(total.astype(group[0].dtype) if group[0].dtype.kind == "f" else group[0])
-    return mixed
+    return surface.mixed([1 - share, share], [small, large])
 
 
 @dataclass(frozen=True)
@@ -150,90 +140,70 @@ class SurfaceRequest(Request):
         """The number of points in the row."""
         return self.points if self.dimensions == 2 else 1
 
-    def compute(self, objectives: Objectives, w: Footing, report: Report) -> SurfaceRow:
+    def compute(self, objectives: Objectives, w: Plane, report: Report) -> SurfaceRow:
         """Evaluate the row."""
-        a, *others = w.plane.axes(self.points, self.reach)
+        a, *others = w.axes(self.points, self.reach)
         b = others[0][self.row] if others else 0.0
         places = [(x, b) for x in a] if others else [(a[self.row],)]
         columns = []
         for place in places:
-            weights, state = w.at(place)
-            objectives.take_state(state)
+            point = w.point(place)
+            objectives.take_state(point.state)
             numbers = []
             for objective in (objectives.train(self.samples), objectives.test(self.samples)):
-                found = objective.evaluate(weights)
+                found = objective.evaluate(point.weights)
                 numbers += (found.loss, found.accuracy) if np.isfinite(found.loss) else (None, None)
                 report(objective.samples, f"row {self.row + 1}/{self.points}")
             columns.append(numbers)
         values = [list(column) for column in zip(*columns, strict=True)]
-        plane = w.plane
-        return SurfaceRow([p[0] for p in places], float(b), *values, plane.marks.tolist(), plane.axis_values.tolist())
+        return SurfaceRow([p[0] for p in places], float(b), *values, w.marks.tolist(), w.axis_values.tolist())
 
 
 Item = tuple[Request, Place] | tuple[SurfaceRequest, Span]
 
 
-@dataclass(frozen=True, eq=False)
-class Footing:
-    """A plane, and the states that are not trainable of the minimizers that it is made of.
-
-    Their floats are mixed like the weights, but with no negative shares, since a variance that is extrapolated may be
-    negative; the rest is the first's.
-    """
-
-    plane: Plane
-    states: list[list[np.ndarray]]
-
-    def at(self, coordinates: Sequence[float]) -> Weights:
-        """Return the weights, (n,), at coordinates, (d,), and the state with them."""
-        shares = np.asarray(coordinates) @ self.plane.mixture
-        shares[0] += 1
-        shares = shares.clip(0) / shares.clip(0).sum()
-        return self.plane.at(coordinates), _mixed(shares, self.states)
-
-
-def spanned_digest(points: Iterable[Weights]) -> str:
+def spanned_digest(points: Iterable[Point]) -> str:
     """Return what tells the minimizers that a plane is made of from others."""
-    return hashlib.sha256("".join(digest(w, state) for w, state in points).encode()).hexdigest()
+    return hashlib.sha256("".join(digest(point.weights, point.state) for point in points).encode()).hexdigest()
 
 
-def footing(
+def plane_of(
     request: SurfaceRequest,
-    points: Sequence[Weights],
+    points: Sequence[Point],
     objectives: Objectives,
     run_dir: str | Path,
     replicas: Replicas,
     wait: bool,
-) -> Footing:
+) -> Plane:
     """Return the plane of a request on the minimizers.
 
     Eigenvectors are kept, since other processors would find them with other rounding, and a plane is one plane. Raises
     `BusyError`, unless told to `wait`, where another process computes them.
     """
-    weights, states = [w for w, _ in points], [state for _, state in points]
-    dimensions = request.dimensions
+    first, dimensions = points[0], request.dimensions
     if request.directions == "points":
-        return Footing(surface.through(weights), states)
+        return surface.through(points)
     if request.directions == "pca":
-        return Footing(surface.principal(weights, dimensions), states)
-    objectives.take_state(states[0])
+        return surface.principal(points, dimensions)
+    objectives.take_state(first.state)
     objective = objectives.train(request.samples)
     if request.directions == "random":
         how = request.direction_seed, request.normalisation, request.vectors
-        return Footing(surface.random_plane(objective.model, weights[0], dimensions, *how), states[:1])
+        return surface.random_plane(objective.model, first, dimensions, *how)
     folder = store.opened(Path(run_dir) / request.kind, request.plane)
     with replicas.lock(folder.path, wait):
         if replicas.agreed(folder.whole(store.RECIPE, KEPT), folder.path):
             with store.reading(folder.path / KEPT, "move it away"), np.load(folder.path / KEPT) as kept:
-                return Footing(Plane(weights[0], **kept), states[:1])
+                return Plane(first.weights, **kept, states=[first.state])
         store.log.warning("Computing %d eigenvectors over %s samples.", dimensions, f"{objective.samples:,}")
-        plane = surface.steepest_plane(objective, weights[0], dimensions)
+        plane = surface.steepest_plane(objective, first, dimensions)
         if replicas.chief:
             store.write_json(folder.path / store.RECIPE, request.plane)
             with files.writing(folder.path / KEPT) as temporary:
-                np.savez(temporary, **{name: value for name, value in vars(plane).items() if name != "origin"})
+                arrays = vars(plane).items()
+                np.savez(temporary, **{name: of for name, of in arrays if name not in ("origin", "states")})
             folder.seal(store.RECIPE, KEPT)
-    return Footing(plane, states[:1])
+    return plane
 
 
 def assembled(rows: Sequence[SurfaceRow]) -> tuple[Surface, Surface]:

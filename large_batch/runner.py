@@ -10,20 +10,20 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from large_batch import measurements, memory, places, store
 from large_batch.cli import Settings
 from large_batch.errors import BusyError, MachineError, NotFiniteError, UserError
+from large_batch.functions import Point
 from large_batch.gradients import KeptGradients
 from large_batch.measurements import Measured, SharpnessRequest, Solution
 from large_batch.minimizers import Minimizers, NoMinimizerError
 from large_batch.models import digest
 from large_batch.objectives import Objectives, Request
-from large_batch.places import Footing, Item, Place, Span, SurfaceRequest, Weights, path_point, state_between
+from large_batch.places import Item, Place, Span, SurfaceRequest, path_point, state_between
 from large_batch.progress import Progress, Report
 from large_batch.recipes import Recipe
 from large_batch.scalars import Scalars
+from large_batch.surface import Plane
 from large_batch.training import Epoch
 
 Work = TypeVar("Work")
@@ -76,9 +76,9 @@ class Runner:
         self.minimizers, self.retrain, self.wait = minimizers, settings.retrain, settings.wait
         self.scalars = Scalars(settings.tensorboard) if settings.tensorboard else None
         self.objectives = Objectives(minimizers.network, minimizers.data, settings.definition, minimizers.replicas)
-        self._loaded: dict[Recipe | str, Weights] = {}  # the last two, the ends of a path
+        self._loaded: dict[Recipe | str, Point] = {}  # the last two, the ends of a path
         self._digests: dict[Span, str] = {}
-        self._footings: dict[SurfaceRequest, Footing] = {}  # the last one, for its rows
+        self._planes: dict[SurfaceRequest, Plane] = {}  # the last one, for its rows
 
     def solve(
         self,
@@ -277,16 +277,16 @@ class Runner:
         recipes = [end for end in item[1].ends if isinstance(end, Recipe)]
         if recipes and (self.retrain or not all(map(self.minimizers.is_stored, recipes))):
             return None
-        request, _, _ = self._at(*item, wait=True)
+        request, _ = self._at(*item, wait=True)
         return measurements.stored(self.minimizers.run_dir, request)
 
     def _measure(self, request: Request, place: Place | Span, report: Report, wait: bool) -> Measured:
-        request, w, state = self._at(request, place, wait)
+        request, point = self._at(request, place, wait)
 
         def compute(gradients: KeptGradients) -> object:
             if isinstance(place, Span):
-                return request.compute(self.objectives, self._footing(request, place, wait), report)
-            at, fixed = self.objectives.rescaled(w, state, request.rescale)
+                return request.compute(self.objectives, self._plane(request, place, wait), report)
+            at, fixed = self.objectives.rescaled(point.weights, point.state, request.rescale)
             self.objectives.take_state(fixed, request.statistics)
             self.objectives.gradients = gradients
             return request.compute(self.objectives, at, report)
@@ -296,20 +296,20 @@ class Runner:
             minimizers.run_dir, request, compute, minimizers.origin, minimizers.replicas, wait
         )
 
-    def _at(self, request: Request, place: Place | Span, wait: bool) -> tuple[Request, np.ndarray, list[np.ndarray]]:
-        """Return the request with the digest of the weights at a place, these weights, and the state with them; of a
-        span, which is no one place, only the request."""
+    def _at(self, request: Request, place: Place | Span, wait: bool) -> tuple[Request, Point | None]:
+        """Return the request with the digest of the weights at a place, and the point there; of a span, which is no one
+        place, only the request."""
         if isinstance(place, Span):
             if place not in self._digests:
                 self._digests[place] = places.spanned_digest(self._load(end, wait) for end in place.ends)
-            return dataclasses.replace(request, weights_digest=self._digests[place]), None, None
-        (w, state), *others = [self._load(end, wait) for end in place.ends]
-        for other, other_state in others:
-            w = path_point(place.curve, place.alpha, w, other)
-            state = state_between(place.alpha, state, other_state)
-        return dataclasses.replace(request, weights_digest=digest(w, state)), w, state
+            return dataclasses.replace(request, weights_digest=self._digests[place]), None
+        point, *others = [self._load(end, wait) for end in place.ends]
+        for other in others:
+            weights = path_point(place.curve, place.alpha, point.weights, other.weights)
+            point = Point(weights, state_between(place.alpha, point.state, other.state))
+        return dataclasses.replace(request, weights_digest=digest(point.weights, point.state)), point
 
-    def _load(self, end: Recipe | str, wait: bool) -> Weights:
+    def _load(self, end: Recipe | str, wait: bool) -> Point:
         if end not in self._loaded:
             if isinstance(end, Recipe):
                 missing = not self.minimizers.is_stored(end)
@@ -318,20 +318,20 @@ class Runner:
                 alone = self.minimizers.replicas.machines == 1  # several machines look together, in `train`
                 minimizer = self.minimizers.stored(end) if alone else None
                 minimizer = minimizer or self.minimizers.train(end, wait=wait)
-                weights = minimizer.weights, minimizer.state
+                point = Point(minimizer.weights, minimizer.state)
             else:
-                weights = self.objectives.read(end)
+                point = self.objectives.read(end)
             while len(self._loaded) > 1:
                 self._loaded.pop(next(iter(self._loaded)))
-            self._loaded[end] = weights
+            self._loaded[end] = point
         return self._loaded[end]
 
-    def _footing(self, request: SurfaceRequest, span: Span, wait: bool) -> Footing:
-        if request.plane not in self._footings:
-            self._footings.clear()
+    def _plane(self, request: SurfaceRequest, span: Span, wait: bool) -> Plane:
+        if request.plane not in self._planes:
+            self._planes.clear()
             points = [self._load(end, wait=True) for end in span.ends]
             minimizers = self.minimizers
-            self._footings[request.plane] = places.footing(
+            self._planes[request.plane] = places.plane_of(
                 request.plane, points, self.objectives, minimizers.run_dir, minimizers.replicas, wait
             )
-        return self._footings[request.plane]
+        return self._planes[request.plane]

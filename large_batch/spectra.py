@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from large_batch import hessian, spectrum
+from large_batch.errors import UserError
 from large_batch.hessian import PASSES
 from large_batch.objectives import Objectives, Request
 from large_batch.progress import Report
@@ -195,7 +196,9 @@ class Effort:
         """Return the request of a measure of sharpness: "trace" or "eigenvalue"."""
         if measure == "trace":
             return request(TraceRequest, samples=self.samples, products_each=self.products, **place)
-        return request(EigenvaluesRequest, samples=self.samples, end="largest", **place)
+        if measure == "eigenvalue":
+            return request(EigenvaluesRequest, samples=self.samples, end="largest", **place)
+        raise UserError(f"Effort.measure has no request of the measure '{measure}' yet; add one there.")
 
     def all(self, request: Callable, **place) -> list[HessianRequest]:
         """Return the requests of both ends, the trace and the density."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from large_batch import hessian
 from large_batch.errors import UserError
-from large_batch.functions import SmoothFunction
+from large_batch.functions import Point, SmoothFunction
 
 if TYPE_CHECKING:  # planes need no TensorFlow
     from large_batch.backend import keras
@@ -27,9 +27,10 @@ Report = Callable[[str], None]  # receives a note after each point
 
 
 class Evaluates(Protocol):
-    """What is drawn: `objective.Objective`, or anything whose `evaluate(w)` has a loss and an accuracy."""
+    """What is drawn: `objective.Objective`, or anything whose `evaluate(w)` has a loss and an accuracy; w is a `Point`
+    where the plane is made of Points."""
 
-    def evaluate(self, w: np.ndarray): ...
+    def evaluate(self, w: np.ndarray | Point): ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Plane:
     `origin` has the shape (n,), `directions` (d, n). `marks`, (k, d), are the coordinates of the k points that it
     was made of, or of their projections, the first of which is the origin. `mixture`, (d, k), says how the directions
     are made of these points; it is 0 where they are not. `axis_values` are the shares of the variance (percent) or
-    the eigenvalues that belong to the directions, (d,), or empty.
+    the eigenvalues that belong to the directions, (d,), or empty. `states` has the state of each point that the plane
+    is made of, where these are `Point`s.
     """
 
     origin: np.ndarray
@@ -58,10 +60,21 @@ class Plane:
     marks: np.ndarray
     mixture: np.ndarray
     axis_values: np.ndarray
+    states: Sequence[list[np.ndarray]] = ()
 
     def at(self, coordinates: Sequence[float]) -> np.ndarray:
         """Return the weights, (n,), at coordinates, (d,)."""
         return self.origin + np.asarray(coordinates) @ self.directions
+
+    def point(self, coordinates: Sequence[float]) -> Point:
+        """Return the weights at coordinates, (d,), and the state with them, of a plane made of Points.
+
+        States are mixed like the weights, but with no negative shares, since a variance that is extrapolated may be
+        negative.
+        """
+        shares = np.asarray(coordinates) @ self.mixture
+        shares[0] += 1
+        return Point(self.at(coordinates), mixed(shares.clip(0) / shares.clip(0).sum(), self.states))
 
     def axes(self, points: int, reach: float) -> list[np.ndarray]:
         """Return d times the coordinates, (points,), of an even grid around the marks.
@@ -88,7 +101,16 @@ class Surface:
     axis_values: np.ndarray
 
 
-def through(points: Sequence[np.ndarray]) -> Plane:
+def mixed(shares: Sequence[float], states: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
+    """Return the weighted sum of several states; what is no float is the first's."""
+    found = []
+    for group in zip(*states, strict=True):
+        total = sum(share * array for share, array in zip(shares, group, strict=True))
+        found.append(total.astype(group[0].dtype) if group[0].dtype.kind == "f" else group[0])
+    return found
+
+
+def through(points: Sequence[np.ndarray | Point]) -> Plane:
     """Return the line through two points, or the plane through three, each of shape (n,).
 
     The unit of both axes is the distance between the first two, at (0, 0) and (1, 0): on a line the coordinate is the
@@ -96,7 +118,7 @@ def through(points: Sequence[np.ndarray]) -> Plane:
 
     Raises `UserError` for another number of points, for points on one line, and for what are no weights of one model.
     """
-    _check(points)
+    points, states = _checked(points)
     if len(points) not in (2, 3):
         raise UserError(f"A line goes through 2 points and a plane through 3, not {len(points)}.")
     first, second, *others = points
@@ -118,10 +140,10 @@ def through(points: Sequence[np.ndarray]) -> Plane:
             f"The {len(points)} points do not determine a {'plane' if others else 'line'}: they are on one "
             f"{'line' if others else 'point'}."
         )
-    return Plane(first, np.array(directions), np.array(marks), np.array(mixture), np.array([]))
+    return Plane(first, np.array(directions), np.array(marks), np.array(mixture), np.array([]), states)
 
 
-def principal(points: Sequence[np.ndarray], dimensions: int = 2) -> Plane:
+def principal(points: Sequence[np.ndarray | Point], dimensions: int = 2) -> Plane:
     """Return the line or plane through the first point, along the principal components of all k, each of shape (n,).
 
     The components are those of the points about their mean; they are unit vectors, so the axes are Euclidean. Their
@@ -130,7 +152,7 @@ def principal(points: Sequence[np.ndarray], dimensions: int = 2) -> Plane:
 
     Raises `UserError` where the points have fewer than `dimensions` components, or are no weights of one model.
     """
-    _check(points, dimensions)
+    points, states = _checked(points, dimensions)
     centred = np.array(points, np.float64)
     centred -= centred.mean(axis=0)
     squares, vectors = np.linalg.eigh(centred @ centred.T)  # k x k, since k is small and n is not
@@ -143,14 +165,13 @@ def principal(points: Sequence[np.ndarray], dimensions: int = 2) -> Plane:
     marks -= marks[0]
     signs = np.where(marks[-1] < 0, -1.0, 1.0)
     shares = 100 * squares[:dimensions] / squares.sum()
-    return Plane(
-        np.asarray(points[0], np.float64), signs[:, None] * directions, signs * marks, signs[:, None] * mixture, shares
-    )
+    directions, mixture = signs[:, None] * directions, signs[:, None] * mixture
+    return Plane(np.asarray(points[0], np.float64), directions, signs * marks, mixture, shares, states)
 
 
 def random_plane(
     model: keras.Model,
-    w: np.ndarray,
+    w: np.ndarray | Point,
     dimensions: int = 2,
     seed: int = 0,
     normalisation: str = "filter",
@@ -169,7 +190,7 @@ def random_plane(
     Raises:
         UserError: Where nothing would move: where all weights, or those that are no vectors, are 0 or none.
     """
-    _check([w], dimensions)
+    (w,), states = _checked([w], dimensions)
     drawn = [np.random.default_rng([seed, number]).standard_normal(len(w)) for number in range(dimensions)]
     parts = layout(model)
     directions = [normalised(direction, w, parts, normalisation, vectors) for direction in drawn]
@@ -178,37 +199,51 @@ def random_plane(
             f"No weight moves in this random direction, since all that could are 0; {'' if vectors else 'let the '}"
             f"{'' if vectors else 'biases and normalisations move (vectors=True), or '}give the normalisation 'none'."
         )
-    return _around(w, directions)
+    return _around(w, directions, states=states)
 
 
 def steepest_plane(
     function: SmoothFunction,
-    w: np.ndarray,
+    w: np.ndarray | Point,
     dimensions: int = 2,
-    report: hessian.Report = lambda passes, note: None,
 ) -> Plane:
     """Return the line or plane at the weights w, (n,), along the unit eigenvectors of the Hessian's largest
     eigenvalues, which are the `axis_values`. Raises as `hessian.largest_eigenvalues` does."""
-    _check([w], dimensions)
-    values, vectors = hessian.largest_eigenvalues(hessian.hessian_operator(function, w, report), dimensions)
-    return _around(w, vectors.T, values)
+    (weights,), states = _checked([w], dimensions)
+    values, vectors = hessian.largest_eigenvalues(hessian.hessian_operator(function, w), dimensions)
+    return _around(weights, vectors.T, values, states)
 
 
-def _check(points: Sequence[np.ndarray], dimensions: int = 1) -> None:
-    """Raise `UserError` unless each point is a vector of weights, finite and as long as the first."""
+def _checked(
+    points: Sequence[np.ndarray | Point], dimensions: int = 1
+) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+    """Return the weights of each point, and the states where they are Points.
+
+    Raises `UserError` unless each is a vector of weights, finite and as long as the first, and all or none are Points.
+    """
+    states = [point.state for point in points if isinstance(point, Point)]
+    if 0 < len(states) < len(points):
+        raise UserError("A plane is made of Points, each with its state, or of bare weights, but not of both.")
+    points = [point.weights if isinstance(point, Point) else point for point in points]
     if dimensions not in (1, 2):
         raise UserError(f"There are lines, of 1 dimension, and planes, of 2, but none of {dimensions}.")
     if not all(np.ndim(w) == 1 and np.asarray(w).dtype.kind == "f" for w in points):
-        raise UserError("A plane is made of flat vectors of weights; of a Point give its .weights.")
+        raise UserError("A plane is made of flat vectors of weights, or of Points.")
     if len(sizes := {len(w) for w in points}) > 1:
         raise UserError(f"The points must be weights of one model; they have {sorted(sizes)} weights.")
     if not all(np.isfinite(w).all() for w in points):
         raise UserError("A plane is made of finite weights; a point has others, as after a training that diverged.")
+    return points, states
 
 
-def _around(w: np.ndarray, directions: Sequence[np.ndarray], axis_values: Sequence[float] = ()) -> Plane:
+def _around(
+    w: np.ndarray,
+    directions: Sequence[np.ndarray],
+    axis_values: Sequence[float] = (),
+    states: Sequence[list[np.ndarray]] = (),
+) -> Plane:
     d = len(directions)
-    return Plane(w, np.array(directions), np.zeros((1, d)), np.zeros((d, 1)), np.array(axis_values))
+    return Plane(w, np.array(directions), np.zeros((1, d)), np.zeros((d, 1)), np.array(axis_values), states)
 
 
 def layout(model: keras.Model) -> list[Part]:
@@ -285,7 +320,8 @@ def evaluate(
     """Return loss and accuracy on an even grid of `points` each way (see `Plane.axes`).
 
     Each point is one forward pass over the function's samples; the data and the plane, 8 (d + 1) n bytes, stay in
-    memory. An `Objective` of a network with moving statistics uses those that it has.
+    memory. On a plane made of Points an `Objective` takes moving statistics and frozen layers that go with each point
+    (`Plane.point`), else those that it has.
     Accuracies are NaN where the function has none. Raises `UserError` for fewer than 2 points.
     """
     if points < 2:
@@ -294,7 +330,7 @@ def evaluate(
     b = others[0] if others else np.zeros(1)
     found = []
     for i, place in enumerate([(x, y)[: 1 + len(others)] for y in b for x in a]):
-        found.append(function.evaluate(plane.at(place)))
+        found.append(function.evaluate(plane.point(place) if plane.states else plane.at(place)))
         report(f"point {i + 1}/{len(a) * len(b)}, loss {found[-1].loss:.4g}")
     values = ([getattr(point, name) for point in found] for name in ("loss", "accuracy"))
     return Surface(a, b, *(np.reshape(value, (len(b), len(a))) for value in values), plane.marks, plane.axis_values)

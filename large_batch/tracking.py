@@ -19,7 +19,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from large_batch.backend import keras
 from large_batch.errors import MachineError, UserError
 from large_batch.hessian import hessian_operator, largest_eigenvalues
-from large_batch.layers import flat_weights
+from large_batch.models import point_of
 from large_batch.objective import Objective
 
 
@@ -44,14 +44,14 @@ def look(
     objective: Objective, model: keras.Model, optimizer: keras.optimizers.Optimizer, step: int, seed: int = 0
 ) -> Tracked:
     """Return the largest eigenvalues of `objective`, (n,) weights, where the model and its optimizer are."""
-    objective.take_state(model)
-    w = flat_weights(model)
+    point = point_of(model)
+    w = point.weights
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of Keras' LossScaleOptimizer
     rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-    found = {"edge": edge(optimizer, rate), "preconditioned_edge": None, "preconditioned": None}
+    found = {"edge": edge(optimizer, rate)}
     if not np.isfinite(w).all():
         return Tracked(step, np.nan, None, **found)
-    hessian = hessian_operator(objective, w, checked=False)
+    hessian = hessian_operator(objective, point, checked=False)
     if (p := preconditioner(optimizer)) is not None:
         if len(p) != len(w):
             raise UserError(
@@ -61,7 +61,7 @@ def look(
         root = aslinearoperator(diags_array(p**-0.5))
         found["preconditioned"] = _largest(root @ hessian @ root, [seed, step])
         found["preconditioned_edge"] = _over((2 + 2 * optimizer.beta_1) / (1 - optimizer.beta_1), rate)
-    return Tracked(step, objective.value(w), _largest(hessian, [seed, step]), **found)
+    return Tracked(step, objective.value(point), _largest(hessian, [seed, step]), **found)
 
 
 def _largest(operator: LinearOperator, seed: list[int]) -> float | None:

@@ -8,7 +8,7 @@ from conftest import ROOT, recipe, run_python, train
 from sklearn.datasets import load_digits
 
 import network_zoo
-from large_batch import memory
+from large_batch import memory, surface
 from large_batch import objective as objectives
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
@@ -297,6 +297,8 @@ def test_a_minimizer_carries_its_state(tmp_path):
     found = curvature(objective, a, 1e-3, RandomSubspace(objective.size, 2), eigenvalues=1, directions=2)
     assert found.sharpness.loss == pytest.approx(expected[0], rel=1e-5)
     np.testing.assert_array_equal(point_of(model).weights, b.weights)
+    ends = surface.evaluate(objective, surface.through([a, b]), points=2, reach=0).loss[0]
+    np.testing.assert_allclose(ends, expected, rtol=1e-5)
     # Keras leaves out, and says nothing of, what it does not look for
     with pytest.raises(UserError, match="holds 32 numbers more than this"):
         read_weights(scaled(L.Dense(8, "relu"), L.Dense(10, "softmax")), paths[0])

@@ -53,6 +53,10 @@ def test_tables_1_and_5_as_printed_and_as_kept_for_the_report(monkeypatch, capsy
     ours = {row[0]: row[2:] for row in tables["Table 5: data sets"] if row[1] != "the paper"}
     assert ours["TIMIT"] == ["3", "2", "360", "1,973"]
     assert ours["CIFAR-100"] == ["-"] * 4
+    added = Network("added", None, "my_data.npz", (64,), 10)
+    monkeypatch.setattr(network_zoo, "NETWORKS", {"added": added})
+    monkeypatch.setattr(Network, "build", lambda network, definition: built("F1", definition))
+    assert network_zoo.table_1()[0][1][:4] == ["added", "-", "my_data.npz", "64"]
 
 
 def test_the_help_has_our_flags_only():

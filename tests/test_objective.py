@@ -345,6 +345,14 @@ def test_unusable_weights_files(deep_networks, tmp_path):
     write_weights(model, path)
     with pytest.raises(UserError, match="not finite"):
         read_weights(model, path)
+    (whole := tmp_path / "x.keras").touch()
+    with pytest.raises(UserError, match="holds a whole model; keras.models.load_model reads it"):
+        read_weights(model, whole)
+    adapted = dense(keras.layers.Dense(10))
+    adapted.layers[0].enable_lora(2)
+    write_weights(adapted, path)
+    with pytest.raises(UserError, match=r"Keras merges LoRA's factors .* has another point than the model had"):
+        read_weights(adapted, path)
 
 
 @pytest.mark.parametrize(

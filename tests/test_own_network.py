@@ -10,12 +10,13 @@ import pytest
 from conftest import ROOT, run_python
 
 import network_zoo
-from large_batch import datasets, remedies, store
+from large_batch import datasets, networks, remedies, store
 from large_batch.backend import tf
 from large_batch.cli import PairSettings
 from large_batch.experiment import Experiment
 from large_batch.networks import Network
 from large_batch.remedies import Moment
+from network_zoo import classifier
 
 NETWORKS = '''
 from __future__ import annotations
@@ -282,6 +283,12 @@ def test_an_architecture_is_told_by_its_layers(folder):
         starts = [first.build(seed=seed).get_weights()[0] for seed in (1, 1, 2)]
         np.testing.assert_array_equal(starts[0], starts[1])
         assert (starts[0] != starts[2]).any()
+    told = []
+    for units in (16, 16, 17):  # of one that was added to the zoo
+        added = Network("added", classifier(lambda parts, units=units: parts.dense(units)), "digits", (64,), 10)
+        told.append(networks.find("added", {"added": added}).architecture("repository"))
+    assert told[0] == told[1] != told[2] != ""
+    assert all(network_zoo.get(name).architecture("paper") == "" for name in networks.NAMES)
 
 
 @pytest.mark.parametrize("name", ["sam", "asam"])

@@ -14,7 +14,7 @@ from large_batch import surface, surface_figures
 from large_batch.errors import UserError
 from large_batch.functions import Point
 from large_batch.objective import Objective, flat_weights
-from large_batch.places import Footing, SurfaceRequest, path_point, state_between
+from large_batch.places import SurfaceRequest, path_point, state_between
 from large_batch.surface import (
     Part,
     Surface,
@@ -189,30 +189,34 @@ def test_grids():
 
 
 def test_states_are_mixed_like_the_weights():
-    points = [RNG.normal(size=5) for _ in range(3)]
-    states = [[RNG.normal(size=2).astype(np.float32), np.array([7], np.uint32)] for _ in points]
-    footing = Footing(through(points), states)
-    for mark, (mean, number) in zip(footing.plane.marks, states, strict=True):
-        _, (found, kept) = footing.at(mark)
+    states = [[RNG.normal(size=2).astype(np.float32), np.array([7], np.uint32)] for _ in range(3)]
+    points = [Point(RNG.normal(size=5), state) for state in states]
+    plane = through(points)
+    for mark, (mean, number) in zip(plane.marks, states, strict=True):
+        found, kept = plane.point(mark).state
         np.testing.assert_allclose(found, mean, rtol=1e-5)
         assert (found.dtype, kept.dtype, kept[0]) == (np.float32, np.uint32, number[0])
-    np.testing.assert_allclose(footing.at((0.25, 0))[1][0], 0.75 * states[0][0] + 0.25 * states[1][0], rtol=1e-5)
-    line = Footing(through(points[:2]), states[:2])
+    np.testing.assert_allclose(plane.point((0.25, 0)).state[0], 0.75 * states[0][0] + 0.25 * states[1][0], rtol=1e-5)
+    line = through(points[:2])
     for alpha in (-1.0, 0.25, 2.0):
         between = state_between(alpha, *states[:2])  # as on the path of Figure 3
-        np.testing.assert_allclose(line.at((alpha,))[1][0], between[0], rtol=1e-5)
-    assert Footing(principal(points, 1), [[], [], []]).at((0.5,))[1] == []
+        np.testing.assert_allclose(line.point((alpha,)).state[0], between[0], rtol=1e-5)
+    assert principal([Point(point.weights, []) for point in points], 1).point((0.5,)).state == []
 
 
 def test_each_point_is_evaluated_with_its_own_state():
-    points, states = [RNG.normal(size=5) for _ in range(2)], [[np.float32([1.0])], [np.float32([3.0])]]
+    points = [Point(RNG.normal(size=5), [np.float32([mean])]) for mean in (1.0, 3.0)]
     taken, flat = [], SimpleNamespace(samples=1, evaluate=lambda w: SimpleNamespace(loss=1.0, accuracy=0.0))
     objectives = SimpleNamespace(take_state=taken.append, train=lambda n: flat, test=lambda n: flat)
     problem = dict.fromkeys(("network", "dataset", "data_digest", "definition", "weights_digest"), "")
     grid = {"dimensions": 1, "points": 3, "row": 1, "reach": 0.5, "samples": 1}
     request = SurfaceRequest(**problem, directions="points", **grid)
-    request.compute(objectives, Footing(through(points), states), lambda *_: None)
+    request.compute(objectives, through(points), lambda *_: None)
     assert taken == [[2.0]], "in the middle"
+    seen = []
+    flat.evaluate = lambda point: seen.append(*point.state) or SimpleNamespace(loss=1.0, accuracy=0.0)
+    evaluate(flat, through(points), points=4, reach=0.5)
+    np.testing.assert_allclose(np.ravel(seen), [1, 1 + 1 / 3, 3 - 1 / 3, 3], rtol=1e-6)
 
 
 def test_mistakes(network):
@@ -231,7 +235,8 @@ def test_mistakes(network):
     with pytest.raises(UserError, match="no normalisation 'Filter'; choose one of filter, layer, none"):
         random_plane(network, w, normalisation="Filter")
     for points, words in (
-        ([Point(w, []), Point(w, [])], r"of a Point give its \.weights"),
+        ([Point(w, []), w], "bare weights, but not of both"),
+        ([w[None], w[None]], "flat vectors of weights, or of Points"),
         ([w, w[1:]], "must be weights of one model"),
         ([w, np.nan * w], "made of finite weights"),
     ):

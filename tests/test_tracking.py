@@ -16,6 +16,7 @@ from large_batch.curvature_figures import edge_of_stability
 from large_batch.errors import UserError
 from large_batch.hessian import TOLERANCE
 from large_batch.layers import pixels
+from large_batch.models import point_of
 from large_batch.objective import Objective, flat_weights
 from large_batch.optimizers import FusedAdam
 from large_batch.recipes import Track
@@ -51,13 +52,10 @@ def test_the_preconditioner_is_what_a_step_divides_by(samples, adam):
     np.testing.assert_allclose(flat_weights(model) - before, step, rtol=0.01, atol=1e-3 * np.abs(step).max())
 
 
-def test_both_eigenvalues_against_the_explicit_hessian(samples, monkeypatch):
+def test_both_eigenvalues_against_the_explicit_hessian(samples):
     x, y = samples
     model, _ = fitted(samples, FusedAdam(0.01))
-    objective, taken = Objective(model, x, y), []
-    monkeypatch.setattr(objective, "take_state", taken.append)
-    found = look(objective, model, model.optimizer, step=9)
-    assert taken == [model], "moving averages go on, too"
+    found = look(Objective(model, x, y), model, model.optimizer, step=9)
     loss, _, hessian, _ = closed_form(flat_weights(model), np.hstack([x, np.ones((len(x), 1))]), y)
     root = preconditioner(model.optimizer) ** -0.5
     assert found.step == 9
@@ -70,6 +68,27 @@ def test_both_eigenvalues_against_the_explicit_hessian(samples, monkeypatch):
     assert look(Objective(model, x, y), model, scaled, step=9) == found, "the optimizer within counts"
     model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
     assert look(Objective(model, x, y), model, model.optimizer, step=9).eigenvalue is None
+
+
+def test_a_look_takes_the_state_of_the_model_and_leaves_that_of_the_objective(samples):
+    x, y = samples
+    model = dense(keras.layers.BatchNormalization(), keras.layers.Dense(10))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    objective, before = Objective(model, x, y), point_of(model).state
+    objective.check()
+    model.fit(x, y, verbose=0)
+    found = look(objective, model, model.optimizer, step=1)
+    assert found.loss == objective.value(point_of(model)) != objective.value(flat_weights(model))
+    for kept, first in zip(objective.state, before, strict=True):
+        np.testing.assert_array_equal(kept, first)
+    with pytest.raises(UserError, match="have changed since the objective took them; call take_state"):
+        objective.check()
+    objective.take_state(model)
+    objective.check()
+    assert found.loss == objective.value(w := flat_weights(model))
+    model.layers[0].trainable = False
+    with pytest.raises(UserError, match="Layers were frozen or set free since this objective was made"):
+        objective.value(w)
 
 
 def test_an_optimizer_leaves_a_valley_beyond_its_edge(samples):
