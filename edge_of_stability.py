@@ -42,6 +42,8 @@ class Settings(cli.PairSettings):
         from large_batch.recipes import Track
 
         super().check()
+        if len(self.track) > 2:
+            raise UserError("--track says what to follow once for both trainings, or for small and for large batches.")
         for text in self.track:
             Track.read(text)
 
@@ -49,8 +51,6 @@ class Settings(cli.PairSettings):
         """Name what to follow for both, with the number of samples."""
         from large_batch.recipes import Track
 
-        if len(self.track) > 2:
-            raise UserError("--track says what to follow once for both trainings, or for small and for large batches.")
         both = Track.read(self.track[0]), Track.read(self.track[-1])
         texts = tuple(f"eigenvalue:{track.every}:{min(track.samples, samples)}" for track in both)
         return replace(super().resolve(network, samples), track=texts)

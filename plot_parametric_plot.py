@@ -77,13 +77,15 @@ def rms_difference(alphas: list[float], points: list[Evaluated], original: list[
 
     Losses (nats) are compared clipped, as the original's are; accuracies in percent points.
     """
+    if not original:
+        return {}
     published = [point.alpha for point in original]
-    within = [bool(original) and published[0] - 1e-9 <= alpha <= published[-1] + 1e-9 for alpha in alphas]
-    inside = [i for i, point in enumerate(points) if within[i] and not point.note]
+    low, high = published[0] - 1e-9, published[-1] + 1e-9
+    inside = {alpha: one for alpha, one in zip(alphas, points, strict=True) if low <= alpha <= high and not one.note}
     differences = {}
     for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy") if inside else ():
-        ours = [getattr(points[i], name.replace("_loss", "_clipped_loss")) for i in inside]
-        theirs = np.interp([alphas[i] for i in inside], published, [getattr(point, name) for point in original])
+        ours = [getattr(one, name.replace("_loss", "_clipped_loss")) for one in inside.values()]
+        theirs = np.interp(list(inside), published, [getattr(point, name) for point in original])
         differences[name] = float(np.sqrt(np.mean(np.square(np.subtract(ours, theirs)))))
     return differences
 

@@ -92,22 +92,18 @@ class Settings(cli.PairSettings):
             )
         if self.directions == "pca" and not {*self.chosen} <= {"SB", "LB"}:
             raise UserError("The path of a training (--directions=pca) is that of SB or LB.")
-        if self.reach is not None and not 0 < self.reach < 1e6:
-            raise UserError(f"--reach must be a number above 0, not {self.reach:g}.")
-
-    def resolve(self, network: Any, samples: int) -> Settings:
-        """Keep to the samples there are.
-
-        Raises `UserError` where a training has too few iterates for its principal components.
-        """
-        resolved = replace(super().resolve(network, samples), samples=min(self.samples, samples))
-        iterates = len(range(0, resolved.epochs, self.every)) + 1
+        iterates = len(range(0, self.epochs, self.every)) + 1
         if self.directions == "pca" and iterates <= self.dimensions:
             raise UserError(
                 f"{iterates} iterates do not have {self.dimensions} principal components; give a smaller --every than "
                 f"{self.every}."
             )
-        return resolved
+        if self.reach is not None and not 0 < self.reach < 1e6:
+            raise UserError(f"--reach must be a number above 0, not {self.reach:g}.")
+
+    def resolve(self, network: Any, samples: int) -> Settings:
+        """Keep to the samples there are."""
+        return replace(super().resolve(network, samples), samples=min(self.samples, samples))
 
     @property
     def chosen(self) -> tuple[str, ...]:

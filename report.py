@@ -51,6 +51,11 @@ above has all that were measured.
 where both were tried. It is a lower bound of the maximum, as each of them is. Compared is the paper's protocol,
 L-BFGS-B.
 """
+ORIGINS = """
+A command took the time of its own, and found the trainings and measurements that other commands, or itself before it
+was stopped, had made: their time is told beside it. Where these were not made at that commit, the .json file tells of
+each when and at which one. The trainings of F1's seed 0 and of C1's seeds 0 and 1 come with the repository.
+"""
 SHOWN = {  # by script and the ending of the figure's name
     "plot_parametric_plot": "Loss and accuracy on the way from SB over LB and beyond",
     "sharpness": "Sharpness by several measures, over factors of the weights",
@@ -179,7 +184,8 @@ def tables(results: Sequence[Result]) -> str:
             used = [column for column in zip(*rows, strict=True) if any(column[1:])]
             told = result.content["tables"][name]
             heading = f"### {told['title']}: {result.network}, {result.training}"
-            parts += [heading, table(list(zip(*used, strict=True))), told["note"]]
+            source = f"[python {result.command}](#{anchor(result.path)})"
+            parts += [heading, table(list(zip(*used, strict=True))), told["note"], source]
     return "\n\n".join(filter(None, [AGREEMENT.strip(), *parts])) if parts else "None yet."
 
 
@@ -225,30 +231,33 @@ def link(path: Path, report: Path) -> str:
 
 def origins(results: Sequence[Result], report: Path) -> str:
     """Return how each number was made."""
-    parts = []
+    parts = [ORIGINS.strip()]
     for result in results:
         origin = result.content["provenance"]
         packages = ", ".join(f"{name} {version}" for name, version in origin["packages"].items())
-        whole, own = seconds(result.content) / 60, origin["wall_seconds"] / 60
+        commit, changed, _ = origin["commit"].partition("+")
+        trained, measured = (taken / 60 for taken in seconds(result.content))
+        files_of = [path for path in (result.path, result.path.with_suffix(".csv")) if path.exists()]
         lines = [
             f"`python {result.command}`",
-            f"- {result.training}; {whole:.0f} min with trainings and measurements ({own:.1f} of its own)",
+            f"- {result.training}; {origin['wall_seconds'] / 60:.1f} min of its own, {measured:.0f} min for "
+            f"measurements and {trained:.0f} min for trainings that it found",
             f"- finished {origin['finished']}",
-            f"- commit {origin['commit'][:12]}; {packages}; Python {origin['python']}",
+            f"- at commit {commit[:12]}{' with changes' if changed else ''}; {packages}; Python {origin['python']}",
             f"- {origin['machine']}; {origin.get('processor', 'processor unknown')}",
-            f"- numbers: [{result.path.name}]({link(result.path, report)})",
+            f"- numbers: {', '.join(f'[{path.name}]({link(path, report)})' for path in files_of)}",
         ]
         parts.append("\n".join([f"### {result.path.stem}", "", lines[0], "", *lines[1:]]))
     return "\n\n".join(parts)
 
 
-def seconds(content: dict[str, Any]) -> float:
-    """Return how long a result took, with the trainings and measurements that it names, each once.
+def seconds(content: dict[str, Any]) -> tuple[float, float]:
+    """Return how long the trainings and the measurements took that a result names, each once.
 
     A training counts to its last iterate, whose time includes the others'. What the command did itself, while it ran,
     is part of its own time.
     """
-    own, took = content["provenance"], {}
+    own, trained, measured = content["provenance"], {}, {}
 
     def finished(origin: dict[str, Any]) -> float:
         return datetime.fromisoformat(origin["finished"]).timestamp()
@@ -258,17 +267,18 @@ def seconds(content: dict[str, Any]) -> float:
     def add(part: Any) -> None:
         of = (part.get("training") or part.get("provenance")) if isinstance(part, dict) else None
         if of and part is not content:
-            what = (part.get("recipe") or part["measurement"]) | {"epochs": None}
+            recipe = part.get("recipe")
+            what, took = (recipe, trained) if recipe else (part["measurement"], measured)
             before = of["wall_seconds"]
             if of["command"] == own["command"]:
                 before = min(before, max(0.0, before - (finished(of) - began)))
-            key = json.dumps(what, sort_keys=True)
+            key = json.dumps(what | {"epochs": None}, sort_keys=True)
             took[key] = max(before, took.get(key, 0.0))
         for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
             add(inner)
 
     add(content)
-    return own["wall_seconds"] + sum(took.values())
+    return sum(trained.values()), sum(measured.values())
 
 
 def text(results: Sequence[Result], lines: Sequence[Line], report: Path) -> str:

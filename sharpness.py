@@ -26,7 +26,7 @@ from large_batch import cli, paper
 from large_batch.cli import setting
 from large_batch.errors import UserError
 from large_batch.networks import STATISTICS
-from large_batch.sharpness_metric import ITERATIONS, MEASURES, SCALE, SOLVERS, SharpnessResult, sharpness
+from large_batch.sharpness_metric import ITERATIONS, MEASURES, SCALE, SOLVERS
 from large_batch.spectrum import HESSIAN_MEASURES
 from large_batch.subspace import MANIFOLDS, check_dimension
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:  # TensorFlow starts only after the command line is understood
     from large_batch.experiment import Experiment
     from large_batch.measurements import Measured, Value
     from large_batch.objectives import Objectives, Request
-
-__all__ = ["SharpnessResult", "sharpness"]
 
 SPACES = ("full", "random")  # as in the paper
 GROUP = "Sharpness"
@@ -61,14 +59,7 @@ class Settings(cli.SpectrumSettings):
         SCALE, "Largest slope that L-BFGS-B sees at the start; see sharpness_metric.py.", "scale{:g}", GROUP
     )
     iterations: int = setting(ITERATIONS, "Iterations of the solver.", "i{}", GROUP, least=1, most=10**6)
-    sharpness_samples: int | None = setting(
-        None,
-        "Training samples over which sharpness is measured, the first; default: all. Over fewer "
-        "it is mostly larger, as their loss has a gradient where that of all has none; compare equal numbers only.",
-        "n{}",
-        GROUP,
-        least=1,
-    )
+    sharpness_samples: int | None = cli.samples_setting(GROUP)
     weights: str | None = setting(None, "A .weights.h5 file to measure instead of training.", cli.file_word, GROUP)
     measure: tuple[str, ...] = setting(
         ("keskar",),

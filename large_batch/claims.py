@@ -101,11 +101,7 @@ class Iterates:
     @property
     def late_sharpness(self) -> float:
         """Geometric mean over the last third of the iterates."""
-        return _geometric_mean(self.sharpness[-(-2 * len(self.sharpness) // 3) :])
-
-
-def _geometric_mean(values: np.ndarray) -> float:
-    return float(np.exp(np.mean(np.log(values))))
+        return stats.gmean(self.sharpness[-(-2 * len(self.sharpness) // 3) :])
 
 
 def sharpness_paths(small: Iterates, large: Iterates, epsilon: float, spread: float | None) -> Claim:
@@ -251,7 +247,7 @@ def warm_starts(
     for epsilon, values in sharpness.items():
         known = ~np.isnan(values)
         if (known & early).any() and (known & late).any():
-            falls[epsilon] = _geometric_mean(values[known & late]) / _geometric_mean(values[known & early])
+            falls[epsilon] = stats.gmean(values[known & late]) / stats.gmean(values[known & early])
     if not (verdict := unclear(small, large, spread)):
         verdict = _warm(accuracies[early], accuracies[late], small, large, list(falls.values()), spread)
     found = f"SB alone {_percent(small)}, LB alone {_percent(large)}"

@@ -47,10 +47,20 @@ def setting(default: Any, help: str, word: str | Callable[[Any], str] = "", grou
     return dataclasses.field(default=default, metadata={"help": help, "word": word, "group": group, **limits})
 
 
+def samples_setting(group: str) -> Any:
+    """Declare the number of samples of a sharpness."""
+    return setting(
+        None,
+        "Training samples over which sharpness is measured, the first; default: all. Over fewer "
+        "it is mostly larger, as their loss has a gradient where that of all has none; compare equal numbers only.",
+        "n{}",
+        group,
+        least=1,
+    )
+
+
 def file_word(path: str) -> str:
-    """Return the word of a weights file: its name, and a digest of what it holds."""
-    if not os.path.isfile(path):
-        raise UserError(f"There is no weights file {path}.")
+    """Return the word of a weights file that is there: its name, and a digest of what it holds."""
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return f"{Path(path).name.removesuffix('.weights.h5')}-{digest[:8]}"
 
@@ -116,7 +126,7 @@ class Settings:
     until_converged: bool = setting(
         False,
         "End each training, after --epochs at the latest, once the loss of 10 epochs is not 1 % below all before.",
-        lambda _: "converged",
+        "converged",
         "What to train",
     )
     retrain: bool = setting(False, "Train anew, whatever is stored.", group="What to train")
@@ -219,13 +229,7 @@ class RepeatedSettings(Settings):
 class TrialSettings(RepeatedSettings):
     """Those of a script that measures the sharpness of each minimizer, too."""
 
-    sharpness_samples: int | None = setting(
-        None,
-        "Training samples over which sharpness is measured, the first; default: all. Over fewer "
-        "it is mostly larger, as their loss has a gradient where that of all has none; compare equal numbers only.",
-        "n{}",
-        least=1,
-    )
+    sharpness_samples: int | None = samples_setting("Experiment")
     iterations: int = setting(10, "Iterations of L-BFGS-B for each sharpness.", "i{}", least=1, most=10**6)
 
     def resolve(self, network: Any, samples: int) -> TrialSettings:
@@ -346,7 +350,7 @@ def _device_failure(error: Exception) -> str | None:
 
 
 def _show_log() -> None:
-    """Show the store's messages as plain lines, in place of how far the work is."""
+    """Show what is logged (`files.log`) as plain lines, in place of how far the work is."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

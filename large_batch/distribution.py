@@ -17,7 +17,7 @@ from pathlib import Path
 
 from large_batch import files, named
 from large_batch.backend import tf
-from large_batch.errors import BusyError, MachineError, UserError
+from large_batch.errors import BusyError, MachineError, UserError, no_such
 
 TF_CONFIG_HELP = (
     'set it as in {"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
@@ -138,7 +138,7 @@ def choose(name: str) -> Replicas:
     `MachineError` where this worker cannot join it. Where the other workers do not come, SIGALRM ends the process.
     """
     if name not in named.STRATEGIES:
-        raise UserError(f"There is no strategy '{name}'; choose one of {', '.join(named.STRATEGIES)}.")
+        raise no_such("strategy", name, named.STRATEGIES)
     gpus = tf.config.list_physical_devices("GPU")
     workers = _workers() if name in ("auto", "multiworker") else []
     if name == "auto":

@@ -1,4 +1,4 @@
-"""Layers of the paper's networks, the loss of their outputs, and gradients that keep less of a batch in memory."""
+"""Layers of the paper's networks, the loss of outputs, weights as one vector, gradients that keep less in memory."""
 
 import inspect
 import re
@@ -165,25 +165,13 @@ def call_recomputing(
         return call
 
     weights = list(weights)
-    for kernel, others in _from_kernel_to_kernel(model):
-        sections = [(through([kernel]), [kernel])] if kernel else []
-        for call, layers in [*sections, (tf.recompute_grad(through(others)), others)]:
-            count = sum(len(layer.trainable_variables) for layer in layers)
-            x = call(x, *weights[:count])
-            weights = weights[count:]
+    for has_kernel, group in groupby(model.layers, lambda layer: hasattr(layer, "kernel")):
+        section = list(group)
+        run = through(section) if has_kernel else tf.recompute_grad(through(section))
+        count = sum(len(layer.trainable_variables) for layer in section)
+        x = run(x, *weights[:count])
+        weights = weights[count:]
     return x
-
-
-def _from_kernel_to_kernel(
-    model: keras.Sequential,
-) -> Iterator[tuple[keras.layers.Layer | None, list[keras.layers.Layer]]]:
-    """Yield each layer with a kernel and those up to the next one; first None and those before any kernel, if any."""
-    starts = [i for i, layer in enumerate(model.layers) if hasattr(layer, "kernel")]
-    ends = [*starts[1:], len(model.layers)] if starts else []
-    if before := model.layers[: starts[0]] if starts else model.layers:
-        yield None, before
-    for start, end in zip(starts, ends, strict=True):
-        yield model.layers[start], model.layers[start + 1 : end]
 
 
 def recomputes(model: keras.Model, samples: int) -> bool:
@@ -210,7 +198,7 @@ def kept_bytes(model: keras.Model, samples: int, recomputing: bool = False) -> i
         return sum(sizes)
     kernels = [i for i, layer in enumerate(model.layers) if hasattr(layer, "kernel")]
     sections = [sum(sizes[start:end]) for start, end in zip(kernels, [*kernels[1:], len(sizes)], strict=True)]
-    return sum(sizes[i] for i in kernels) + max(sections)
+    return sum(sizes[i] for i in kernels) + max(sections, default=0)
 
 
 def _output_bytes(layer: keras.layers.Layer) -> int:

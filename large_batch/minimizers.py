@@ -6,10 +6,9 @@ was and ends at the same weights.
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import NoReturn
 
@@ -107,21 +106,15 @@ class Minimizers:
     def stored(self, recipe: Recipe) -> Minimizer | None:
         """Return the minimizer of the recipe if it is there whole; raises `UserError` if it is of another version."""
         folder = self.folder(recipe)
-        if not folder.whole(*_files(recipe)):
-            return None
-        origin = folder.provenance()
-        with store.reading(folder.path):
-            history = recipe.checked(store.read_csv(folder.path / HISTORY, Epoch))
-            model = self.build(recipe)
-            start, end = (read_weights(model, folder.path / name) for name in (START, END))
-            return Minimizer(
-                recipe,
-                start=start.weights,
-                weights=end.weights,
-                history=history,
-                provenance=origin,
-                state=end.state,
-            )
+        with _unless_changed(folder):
+            if not folder.whole(*_files(recipe)):
+                return None
+            origin, model = folder.provenance(), self.build(recipe)
+            with store.reading(folder.path):
+                history = recipe.checked(store.read_csv(folder.path / HISTORY, Epoch))
+                start, end = (read_weights(model, folder.path / name) for name in (START, END))
+                return Minimizer(recipe, end.weights, start.weights, history, origin, end.state)
+        return None
 
     def tracked(self, recipe: Recipe) -> list[Tracked]:
         """Return what was followed in a training that is stored; raises `UserError` where it is damaged."""
@@ -132,17 +125,13 @@ class Minimizers:
     def state(self, recipe: Recipe) -> TrainingState:
         """Return how far the training is that is stored; raises as `stored` does."""
         folder = self.folder(recipe)
-        before = folder.sums()
-        try:
+        with _unless_changed(folder):
             if folder.whole(*_files(recipe)):
                 with store.reading(folder.path):
                     return TrainingState(history=recipe.checked(store.read_csv(folder.path / HISTORY, Epoch)))
             if checkpoints := folder.names(CHECKPOINTS):
                 with store.reading(folder.path / checkpoints[-1]), np.load(folder.path / checkpoints[-1]) as saved:
                     return TrainingState.read(saved)
-        except UserError:
-            if folder.sums() == before:  # else another process changed the files that were being read
-                raise
         return TrainingState()
 
     def samples_to_train(self, recipe: Recipe, retrain: bool = False) -> int:
@@ -324,6 +313,17 @@ def _files(recipe: Recipe) -> list[str]:
     return [*MINIMIZER, *([TRACKED] if recipe.track else [])]
 
 
+@contextmanager
+def _unless_changed(folder: store.Folder) -> Iterator[None]:
+    """Within, pass over an error where another process changed the files that were being read."""
+    before = folder.sums()
+    try:
+        yield
+    except UserError:
+        if folder.sums() == before:
+            raise
+
+
 def _tested(history: list[Epoch]) -> bool:
     return all(row.test_loss is not None for row in history)
 
@@ -355,7 +355,7 @@ def _write_result(loop: TrainingLoop, folder: store.Folder, origin: store.Proven
     if loop.recipe.track:
         store.write_csv(folder.path / TRACKED, [Tracked(**row) for row in loop.state.tracked], Tracked)
         written.append(TRACKED)
-    folder.seal(*written, dropping=folder.names(CHECKPOINTS))
+    folder.seal(*written, dropping=folder.listed(CHECKPOINTS))
 
 
 def _keep_iterate(
@@ -380,7 +380,7 @@ def _save(loop: TrainingLoop, folder: store.Folder) -> None:
     if loop.replicas.chief:
         name = CHECKPOINTS.replace("*", f"{loop.state.steps:09}")
         loop.save(folder.path / name)
-        before = [other for other in sorted(folder.sums()) if fnmatch(other, CHECKPOINTS) and other != name]
+        before = [other for other in folder.listed(CHECKPOINTS) if other != name]
         folder.seal(name, dropping=before[: 1 - KEPT_CHECKPOINTS])
 
 

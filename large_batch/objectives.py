@@ -42,7 +42,7 @@ class Recalibrated:
     def __init__(self, own: Objective, of_batch: Objective, estimator: Estimator):
         """Take the objectives of the samples with given statistics and with those of the batch."""
         self._own, self._of_batch, self._estimator = own, of_batch, estimator
-        self.samples, self.size = own.samples, own.size
+        self.samples = own.samples
         self.hessian_vector_product = of_batch.hessian_vector_product
 
     def evaluate(self, w: np.ndarray) -> Evaluation:
@@ -67,7 +67,7 @@ class Objectives:
         self._prepare = preparation(data)
         self._statistics = STATISTICS[0]
         self._made: dict[tuple[str, str, int], Objective | Recalibrated] = {}
-        self._used: list[Objective | Recalibrated] = []
+        self._used: set[Objective | Recalibrated] = set()
         self._subspaces: dict[tuple[int, int, str], RandomSubspace] = {}  # the last one
         self.gradients: KeptGradients | None = None  # of the measurement that is being made
 
@@ -151,7 +151,7 @@ class Objectives:
         """Say whether an objective is asked about for the first time: its Hessian-vector products are checked then, and
         not again, since that they are right depends on its layers, not on the weights."""
         new = objective not in self._used
-        self._used += [objective] * new
+        self._used.add(objective)
         return new
 
     def subspace(self, dimension: int, seed: int, manifold: str) -> RandomSubspace:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from large_batch.errors import BusyError
 from large_batch.files import erased, log
 
 LOG_SECONDS = 30  # between two lines in a log file
@@ -34,8 +35,9 @@ class Progress:
 
     @contextmanager
     def job(self, samples: int, label: str) -> Iterator[Report]:
-        """Yield the report function of a job of about `samples` evaluations; the share advances by just these."""
-        end, last = self._left - samples, None
+        """Yield the report function of a job of about `samples` evaluations; the share advances by just these, and not
+        at all where the job is put off (`BusyError`)."""
+        begun, end, last = self._left, self._left - samples, None
         self._show(label, "starts", pause=0)
 
         def report(done: int, note: str) -> None:
@@ -47,7 +49,11 @@ class Progress:
             last = now
             self._show(label, note, pause=0.5)
 
-        yield report
+        try:
+            yield report
+        except BusyError:
+            self._left = begun
+            raise
         self._left = end
 
     def _show(self, label: str, note: str, pause: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from large_batch import optimizers, remedies
 from large_batch.backend import keras
 from large_batch.datasets import DataSet
-from large_batch.errors import UserError
+from large_batch.errors import UserError, no_such
 from large_batch.networks import PRECISIONS, Network, Problem
 
 PATIENCE, LEAST_GAIN = 10, 0.01  # epochs, and the relative improvement of the loss, of `converged`
@@ -69,7 +69,7 @@ class Recipe(Problem):
         if self.track:
             Track.read(self.track)  # or raise
         if self.precision not in PRECISIONS:
-            raise UserError(f"There is no precision '{self.precision}'; choose one of {', '.join(PRECISIONS)}.")
+            raise no_such("precision", self.precision, PRECISIONS)
         if self.epochs < 0:
             raise UserError(f"A training needs 0 or more epochs, not {self.epochs}.")
         if min(self.batch_sizes) < 1:

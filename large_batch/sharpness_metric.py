@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import fmin_l_bfgs_b
 
 from large_batch import functions, hessian
-from large_batch.errors import NotFiniteError, UserError
+from large_batch.errors import NotFiniteError, UserError, no_such
 from large_batch.functions import RESOLUTION, Function, Point
 from large_batch.subspace import RandomSubspace
 
@@ -121,13 +121,13 @@ def sharpness(
     if not (np.isfinite(eps) and eps > 0):
         raise UserError(f"Epsilon, the half-width of the box, must be a number above 0, not {eps:g}.")
     if solver not in SOLVERS:
-        raise UserError(f"There is no solver '{solver}'; choose one of {', '.join(SOLVERS)}.")
+        raise no_such("solver", solver, SOLVERS)
     if measure not in MEASURES:
-        raise UserError(f"There is no measure '{measure}' of sharpness; choose one of {', '.join(MEASURES)}.")
+        raise no_such("measure of sharpness", measure, MEASURES)
     if iterations < 1 or not (np.isfinite(scale) and scale > 0):
         raise UserError("A maximisation needs at least 1 iteration and a scale above 0.")
     if np.ndim(w) != 1 or len(w) == 0 or not np.isfinite(w).all():
-        raise UserError("A minimizer is one flat vector of finite weights; see objective.flat_weights.")
+        raise UserError("A minimizer is one flat vector of finite weights; see large_batch.flat_weights.")
     if subspace is not None and subspace.shape[0] != len(w):
         raise UserError(f"The subspace is of {subspace.shape[0]:,} weights, the minimizer has {len(w):,}.")
     began = time.perf_counter()

@@ -62,11 +62,6 @@ class HessianRequest(Request):
     layer: str = ""
 
     @property
-    def words(self) -> list[str]:
-        """The settings of the kind in the name."""
-        return []
-
-    @property
     def name(self) -> str:
         """What a person looks for in a listing."""
         more = [self.layer.replace("/", ".")] if self.layer else []

@@ -140,14 +140,6 @@ def _quadrature(operator: LinearOperator, v: np.ndarray, steps: int) -> tuple[li
     return nodes.tolist(), (vectors[0] ** 2).tolist()
 
 
-def hutchinson(operator: LinearOperator, probes: int, seed: int = 0) -> Estimate:
-    """Return the trace of a symmetric operator, (n, n), from as many products as `probes` (Hutchinson, 1989).
-
-    Raises `UserError` for fewer than 1 probe.
-    """
-    return hutchinson_by_part(operator, {"": slice(None)}, probes, seed)[""]
-
-
 def hutchinson_by_part(
     operator: LinearOperator, parts: Mapping[str, slice], probes: int, seed: int = 0
 ) -> dict[str, Estimate]:

@@ -209,9 +209,13 @@ class Folder:
         sums = self.sums()
         return all(name in sums and sums[name] == _file_digest(self.path / name) for name in names)
 
+    def listed(self, pattern: str) -> list[str]:
+        """Return the names of the files of a pattern that count, sorted."""
+        return [name for name in sorted(self.sums()) if fnmatch(name, pattern)]
+
     def names(self, pattern: str) -> list[str]:
-        """Return the names of the whole files of a pattern, sorted."""
-        return [name for name in sorted(self.sums()) if fnmatch(name, pattern) and self.whole(name)]
+        """Return the names of those that are whole."""
+        return [name for name in self.listed(pattern) if self.whole(name)]
 
     def content(self, name: str) -> bytes | None:
         """Return what a file holds, if it is whole."""

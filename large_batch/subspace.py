@@ -13,7 +13,7 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.sparse.linalg import LinearOperator
 
-from large_batch.errors import UserError
+from large_batch.errors import UserError, no_such
 
 MANIFOLDS = ("normal", "uniform", "orthonormal")
 CELL = 4096  # rows that one seed generates; part of what A is, so not to be changed
@@ -44,7 +44,7 @@ class RandomSubspace(LinearOperator):
         """Raises `UserError` as `check_dimension` does, and for a manifold that does not exist."""
         check_dimension(size, dimension)
         if manifold not in MANIFOLDS:
-            raise UserError(f"There is no manifold '{manifold}'; choose one of {', '.join(MANIFOLDS)}.")
+            raise no_such("manifold", manifold, MANIFOLDS)
         super().__init__(np.float64, (size, dimension))
         self.seed = seed
         self.manifold = manifold

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from large_batch import hessian
-from large_batch.errors import UserError
+from large_batch.errors import UserError, no_such
 from large_batch.functions import Point, SmoothFunction
 
 if TYPE_CHECKING:  # planes need no TensorFlow
@@ -292,7 +292,7 @@ def normalised(
         UserError: For a normalisation that does not exist, and parts of another size.
     """
     if normalisation not in NORMALISATIONS:
-        raise UserError(f"There is no normalisation '{normalisation}'; choose one of {', '.join(NORMALISATIONS)}.")
+        raise no_such("normalisation", normalisation, NORMALISATIONS)
     ends = np.cumsum([int(np.prod(part.shape)) for part in parts])
     if ends[-1] != len(w):
         raise UserError(f"The model has {ends[-1]:,} trainable weights, the vector given has {len(w):,}.")

@@ -186,7 +186,7 @@ class RankCorrelation:
 
 
 def rank_correlation(
-    measure: Sequence[float | None], gap: Sequence[float | None], settings: Sequence[dict], seed: int = 0
+    measure: Sequence[float | None], gap: Sequence[float | None], settings: Sequence[dict]
 ) -> RankCorrelation:
     """Return the rank correlation of a measure with the generalisation gap.
 
@@ -198,7 +198,6 @@ def rank_correlation(
         measure: Of each minimizer, (k,); those with None or NaN, where it is not resolved, take no part.
         gap: Of each minimizer, (k,), likewise: training less test accuracy.
         settings: Of each minimizer's training, by name: batch size, epochs, seed, ...
-        seed: Of the resamples.
 
     Raises:
         UserError: Where there are not as many of each.
@@ -213,7 +212,7 @@ def rank_correlation(
     if tau is not None:
         trainings = [repr({name: one for name, one in each.items() if name != "epochs"}) for each in settings]
         if len(set(trainings)) > 1:  # one tells nothing of others
-            resampled = _resampled(x, y, trainings, np.random.default_rng(seed))
+            resampled = _resampled(x, y, trainings, np.random.default_rng(0))
             tail = (1 - CONFIDENCE) / 2
             low, high = (float(np.quantile(resampled, share)) for share in (tail, 1 - tail))
     return RankCorrelation(len(x), tau, low, high, {name: _granulated(x, y, settings, name) for name in names})

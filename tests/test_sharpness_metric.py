@@ -252,7 +252,7 @@ def test_mistakes():
     with pytest.raises(UserError, match="no solver 'adam'"):
         sharpness(function, w, 1e-3, solver="adam")
     with pytest.raises(
-        UserError, match="no measure 'flat' of sharpness; choose one of keskar, relative, ball, adaptive"
+        UserError, match="no measure of sharpness 'flat'; choose one of keskar, relative, ball, adaptive"
     ):
         sharpness(function, w, 1e-3, measure="flat")
     with pytest.raises(UserError, match="at least 1 iteration"):
