@@ -4,8 +4,8 @@ Trains all weights of Keras' MobileNetV2 with SGD in batches of several sizes: m
 learning rate of 3e-4 x batch / 32 that falls along a cosine, 32 x 32 pixels, no augmentation. Prints the validation
 accuracy at the end, of the 10,000 test samples, beside the published one, and judges that it is level up to 256
 and falls at 1024. (Later versions of it say of the same accuracies that they are of training from scratch, at
-0.0125 x batch / 32 with warm-up.) Trainings and measurements are kept and reused, and several processes with one
---run_dir share the work.
+0.0125 x batch / 32 with warm-up, and have others of fine-tuning, at 224 x 224 pixels.) Trainings and measurements are
+kept and reused, and several processes with one --run_dir share the work.
 
     python finetune.py
     python finetune.py --weights=none --epochs=20 --batch_sizes=32,256,1024
@@ -224,7 +224,7 @@ def main(settings: Settings) -> None:
     title = experiment.title(f"{begun}, {settings.epochs} epochs")
     but = "" if published else "by another optimizer than the claim's"
     if not tuned:
-        but = "from random weights; the claim is first told of fine-tuning, later of training with other learning rates"
+        but = "from random weights, at the learning rates that the reproduction's first version gives for fine-tuning"
     claim = level_then_falling(rows, len(experiment.data.x_test), but)
     print(f"\n{title}\n{table(rows, known, published)}\n\n{claim}")
     summary = {"claim": claim, "minimizers": experiment.origins(recipes), "results": list(results.values())}

@@ -188,8 +188,8 @@ def mobilenet_v2(weights: str | None = None) -> Callable[..., keras.Model]:
     return build
 
 
-# What tells a definition from one that had its name before: the repository definition pooled as TensorFlow does before
-# it pooled as Theano does. Of a network without `architectures` that is found from its layers.
+# What tells a definition from earlier ones of its name: with FIRST there was none; with POOLED it pooled as TensorFlow
+# does, and now as Theano does. A network with neither is told by its layers (`networks.find`).
 FIRST, POOLED = {"architectures": ()}, {"architectures": (("repository", "theano-pooling"),)}
 NETWORKS = {
     network.name: network

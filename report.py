@@ -52,9 +52,9 @@ where both were tried. It is a lower bound of the maximum, as each of them is. C
 L-BFGS-B.
 """
 ORIGINS = """
-A command took the time of its own, and found the trainings and measurements that other commands, or itself before it
-was stopped, had made: their time is told beside it. Where these were not made at that commit, the .json file tells of
-each when and at which one. The trainings of F1's seed 0 and of C1's seeds 0 and 1 come with the repository.
+The time of its own is that of the command. The other times are those of trainings and measurements that it found, made
+by other commands, or by itself before it was stopped; the .json file says of each when and at which commit. F1's
+trainings of 100 epochs, seed 0, and C1's, seeds 0 and 1, come with the repository.
 """
 SHOWN = {  # by script and the ending of the figure's name
     "plot_parametric_plot": "Loss and accuracy on the way from SB over LB and beyond",
@@ -237,7 +237,7 @@ def origins(results: Sequence[Result], report: Path) -> str:
         packages = ", ".join(f"{name} {version}" for name, version in origin["packages"].items())
         commit, changed, _ = origin["commit"].partition("+")
         trained, measured = (taken / 60 for taken in seconds(result.content))
-        files_of = [path for path in (result.path, result.path.with_suffix(".csv")) if path.exists()]
+        written = [result.path, *filter(Path.exists, [result.path.with_suffix(".csv")])]
         lines = [
             f"`python {result.command}`",
             f"- {result.training}; {origin['wall_seconds'] / 60:.1f} min of its own, {measured:.0f} min for "
@@ -245,7 +245,7 @@ def origins(results: Sequence[Result], report: Path) -> str:
             f"- finished {origin['finished']}",
             f"- at commit {commit[:12]}{' with changes' if changed else ''}; {packages}; Python {origin['python']}",
             f"- {origin['machine']}; {origin.get('processor', 'processor unknown')}",
-            f"- numbers: {', '.join(f'[{path.name}]({link(path, report)})' for path in files_of)}",
+            f"- numbers: {', '.join(f'[{path.name}]({link(path, report)})' for path in written)}",
         ]
         parts.append("\n".join([f"### {result.path.stem}", "", lines[0], "", *lines[1:]]))
     return "\n\n".join(parts)

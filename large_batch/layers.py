@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import prod
 from typing import Any, Literal
 
@@ -197,8 +197,8 @@ def kept_bytes(model: keras.Model, samples: int, recomputing: bool = False) -> i
     if not recomputing:
         return sum(sizes)
     kernels = [i for i, layer in enumerate(model.layers) if hasattr(layer, "kernel")]
-    sections = [sum(sizes[start:end]) for start, end in zip(kernels, [*kernels[1:], len(sizes)], strict=True)]
-    return sum(sizes[i] for i in kernels) + max(sections, default=0)
+    sections = [sum(sizes[start:end]) for start, end in pairwise([0, *kernels, len(sizes)])]
+    return sum(sizes[i] for i in kernels) + max(sections)
 
 
 def _output_bytes(layer: keras.layers.Layer) -> int:

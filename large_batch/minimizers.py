@@ -104,7 +104,7 @@ class Minimizers:
             )
 
     def stored(self, recipe: Recipe) -> Minimizer | None:
-        """Return the minimizer of the recipe if it is there whole; raises `UserError` if it is of another version."""
+        """Return the recipe's minimizer if it is there whole, and stays so; raises `UserError` for another version."""
         folder = self.folder(recipe)
         with _unless_changed(folder):
             if not folder.whole(*_files(recipe)):
@@ -223,7 +223,7 @@ class Minimizers:
             else:
                 folder.forget()
         elif retrain:
-            folder.seal(dropping=[*folder.names(CHECKPOINTS), START])
+            folder.seal(dropping=[*folder.listed(CHECKPOINTS), START])
 
     def _train(
         self,

@@ -46,8 +46,8 @@ class Network:
 
     `builder(network, definition, classes, seed, precision)` returns a whole Keras model, whatever its layers and its
     head, at the starting point of the seed. Its outputs are `outputs`: "logits", or the probabilities of a "softmax".
-    `architectures` holds what tells each definition from what had its name before, "" where it is not listed; without
-    any, `find` takes digests of the layers. `own` tells a user's network from the zoo's.
+    `architectures` holds what tells each definition from what had its name before, "" where it is not listed; where it
+    is None, `find` takes digests of the layers. `own` tells a user's network from the zoo's.
     """
 
     name: str

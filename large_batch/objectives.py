@@ -1,5 +1,5 @@
-"""The losses of a network over the halves of a data set, with the state that belongs to a minimizer; and what is asked
-of them, a request."""
+"""The losses of a network over training and test set, with the state that belongs to a minimizer; and what is asked of
+them, a request."""
 
 from __future__ import annotations
 

@@ -199,9 +199,9 @@ def plane_of(
         plane = surface.steepest_plane(objective, first, dimensions)
         if replicas.chief:
             store.write_json(folder.path / store.RECIPE, request.plane)
+            kept = {name: value for name, value in vars(plane).items() if name not in ("origin", "states")}
             with files.writing(folder.path / KEPT) as temporary:
-                arrays = vars(plane).items()
-                np.savez(temporary, **{name: of for name, of in arrays if name not in ("origin", "states")})
+                np.savez(temporary, **kept)
             folder.seal(store.RECIPE, KEPT)
     return plane
 

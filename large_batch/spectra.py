@@ -48,8 +48,9 @@ class Traces:
 class HessianRequest(Request):
     """What is measured of the Hessian over the first `samples` training samples; of its block of a `layer`, or of all.
 
-    Each kind says its `products`, how many Hessian-vector products it takes. Those that are a measure of sharpness say
-    what `measurements.SharpnessRequest` says of another one, too: the Hessian knows no epsilon.
+    Each kind says its `words` in the name, and its `products`, how many Hessian-vector products it takes. Those that
+    are a measure of sharpness say what `measurements.SharpnessRequest` says of another one, too: the Hessian knows no
+    epsilon.
     """
 
     of_hessian: ClassVar[bool] = True

@@ -202,11 +202,7 @@ def random_plane(
     return _around(w, directions, states=states)
 
 
-def steepest_plane(
-    function: SmoothFunction,
-    w: np.ndarray | Point,
-    dimensions: int = 2,
-) -> Plane:
+def steepest_plane(function: SmoothFunction, w: np.ndarray | Point, dimensions: int = 2) -> Plane:
     """Return the line or plane at the weights w, (n,), along the unit eigenvectors of the Hessian's largest
     eigenvalues, which are the `axis_values`. Raises as `hessian.largest_eigenvalues` does."""
     (weights,), states = _checked([w], dimensions)

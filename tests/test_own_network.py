@@ -287,8 +287,10 @@ def test_an_architecture_is_told_by_its_layers(folder):
     for units in (16, 16, 17):  # of one that was added to the zoo
         added = Network("added", classifier(lambda parts, units=units: parts.dense(units)), "digits", (64,), 10)
         told.append(networks.find("added", {"added": added}).architecture("repository"))
-    assert told[0] == told[1] != told[2] != ""
-    assert all(network_zoo.get(name).architecture("paper") == "" for name in networks.NAMES)
+    assert "" != told[0] == told[1] != told[2]
+    known = [network_zoo.get(name).architecture("repository") for name in networks.NAMES]
+    assert known == ["", "", *["theano-pooling"] * 4, "", ""], "else what is stored would not be found"
+    assert not any(network_zoo.get(name).architecture("paper") for name in networks.NAMES)
 
 
 @pytest.mark.parametrize("name", ["sam", "asam"])

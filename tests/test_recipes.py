@@ -1,5 +1,6 @@
 import dataclasses
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -93,6 +94,21 @@ def test_no_epochs_lead_to_the_starting_point(digits, tmp_path):
     assert trained.history == []
     assert trained.distance == 0
     assert found.stored(asked).history == []
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_minimizer_that_another_process_changes_while_it_is_read(digits, tmp_path, monkeypatch, changes):
+    asked, found = quick.recipe(digits, epochs=0), quick.minimizers(digits, tmp_path)
+    found.train(asked)
+
+    def read(model, path):
+        if changes:
+            found.folder(asked).seal(dropping=["history.csv"])
+        raise UserError("it is gone")
+
+    monkeypatch.setattr("large_batch.minimizers.read_weights", read)
+    with nullcontext() if changes else pytest.raises(UserError, match="it is gone"):
+        assert found.stored(asked) is None
 
 
 def test_a_warm_start_begins_at_the_minimizer_with_a_fresh_optimizer(digits, tmp_path):

@@ -24,6 +24,20 @@ from large_batch.runner import Runner, leave_busy_for_last, trajectories
 from large_batch.spectra import DensityRequest
 
 
+def test_a_job_that_is_put_off_is_not_done(capsys):
+    """Its share is neither counted as done nor twice."""
+    with progress_bar.Progress(100) as bar:
+        with pytest.raises(BusyError), bar.job(50, "put off") as report:
+            report(30, "")
+            raise BusyError
+        for name in ("put off", "other"):
+            with bar.job(50, name) as report:
+                report(50, "")
+        bar._shown = -1e9
+        bar._show("all", "done", pause=0)
+    assert "100%: all done" in capsys.readouterr().err
+
+
 def test_what_others_do_is_left_to_the_end():
     asked = []
 
