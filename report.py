@@ -54,7 +54,7 @@ L-BFGS-B.
 ORIGINS = """
 The time of its own is that of the command. The other times are those of trainings and measurements that it found, made
 by other commands, or by itself before it was stopped; the .json file says of each when and at which commit. F1's
-trainings of 100 epochs, seed 0, and C1's, seeds 0 and 1, come with the repository.
+trainings of 100 epochs, seed 0, and C1's, seeds 0 and 1 and SB of 2, come with the repository.
 """
 SHOWN = {  # by script and the ending of the figure's name
     "plot_parametric_plot": "Loss and accuracy on the way from SB over LB and beyond",
