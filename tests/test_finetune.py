@@ -65,7 +65,7 @@ def check(printed, tmp_path, name):
     assert "3 trainings (0 stored, 0 resumed), 3 measurements (0 stored)" in printed
     assert re.search(r"^256 +0.0024 .* -$", printed, re.MULTILINE), "no published row beside the digits"
     assert "Claim:   The accuracy is level" in printed
-    assert re.search(r"points less, from random weights, at the learning rates", printed)
+    assert re.search(r"points less, from random weights, at the learning rates .* gives for fine-tuning", printed)
     assert "Training from random weights, " in printed
     (path,) = (tmp_path / "result").glob(f"{name}-finetune*.json")
     found = json.loads(path.read_text())

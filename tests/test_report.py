@@ -36,6 +36,10 @@ def test_how_long_a_result_took():
     beside = measurement(4, "b", "29", 11)  # by another command
     content = {"minimizers": {"SB": before[:2], "LB": begun}, "results": [before[2], *during, beside, before[2]]}
     assert report.seconds(content | {"provenance": own}) == (250 + 180, 7 + 11)
+    own |= {"commit": f"{'0' * 40}+changes", "packages": {"keras": "3"}, "python": "3.11", "machine": "one"}
+    told = report.origins([Result(Path("x.json"), content | {"provenance": own, "settings": {}}, [], [])], Path("R.md"))
+    assert "10.0 min of its own, 0 min for measurements and 7 min for trainings that it found" in told
+    assert "- at commit 000000000000 with changes; keras 3; Python 3.11\n" in told
 
 
 def test_the_verdicts_in_short():

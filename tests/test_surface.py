@@ -232,7 +232,7 @@ def test_mistakes(network):
         principal([w, w + 1])
     with pytest.raises(UserError, match="3 points do not have 2 principal components"):
         principal([w, w + 1, w + 3])
-    with pytest.raises(UserError, match="no normalisation 'Filter' .did you mean filter.*; choose one of filter"):
+    with pytest.raises(UserError, match="'Filter' .did you mean filter.*; choose one of filter, layer, none"):
         random_plane(network, w, normalisation="Filter")
     for points, words in (
         ([Point(w, []), w], "bare weights, but not of both"),
