@@ -146,12 +146,6 @@ class Row:
     verdict: str
 
 
-def compared_with(minimizer: str) -> str:
-    """Return the minimizer beside which the paper's text sets one."""
-    side, _, how = minimizer.partition(" ")
-    return side if how in ("augment", "conservative") else {"SB": "LB", "LB": "SB"}[side]
-
-
 def recipes(experiment: Experiment, minimizer: str) -> list[Recipe]:
     """Return the recipes of a minimizer's trials; what --remedy names goes with each."""
     settings = experiment.settings
@@ -198,7 +192,7 @@ def judged(experiment: Experiment, found: dict[Item, Measured]) -> tuple[list[Ro
             long[minimizer, quantity, recipe] = experiment.value(minimizer, recipe, quantity.name, trials[-1], **place)
     for table in experiment.settings.tables:
         for minimizer, quantity in cells([table]):
-            partner, at = compared_with(minimizer), (quantity.name, quantity.space, quantity.epsilon)
+            partner, at = paper.compared_with(minimizer), (quantity.name, quantity.space, quantity.epsilon)
             comparable = "" if quantity.epsilon and experiment.sharpness_samples else name  # of part it is another
             ours, theirs = values[minimizer, quantity], paper.published(comparable, minimizer, *at)
             beside = values[partner, quantity], paper.published(comparable, partner, *at)

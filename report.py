@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -26,9 +27,10 @@ from urllib.parse import quote, unquote
 from large_batch import cli, files, paper
 from large_batch.cli import setting
 from large_batch.errors import UserError
-from large_batch.ledger import WHY_NOT, Line, ledger
+from large_batch.ledger import WHY_NOT, Line, cell_verdict, ledger
 from large_batch.networks import NAMES
-from large_batch.results import Result, largest_sharpness, read
+from large_batch.results import Result, largest_sharpness, read, trials
+from large_batch.verdicts import PAIR
 
 TITLE = "Large-batch training and sharp minima: the reproduction"
 PART = re.compile(r"(?:at )?((?:\w+, )?epsilon [\d.e-]+|\w+):")  # what a line is about, where there are several
@@ -39,22 +41,30 @@ not. *Contradicted*: the opposite is clear. *Not met*: a condition that the pape
 one trial, where the effect is not far beyond what seeds differ by, nothing clear, or a training that is not at its end.
 """
 AGREEMENT = """
-The verdicts of the tables below: *agrees*: the means differ by at most three times the wider deviation. *same
-direction*, *contradicts*: they differ by more, and the minimizer clearly lies on the paper's side, or the other, of the
-one that it is compared with: augmented data and conservative training with plain training in batches of that size, SB
-with LB, and all other LB with SB. *no verdict*: that is not clear, or a number is missing.
-Trainings that are not at their end are compared as they are; the claims above have no verdict there. A table has the
-seeds of its own command, the claims above count all. Table 4 has one random subspace of each seed; the claim
-above has all that were measured.
+The verdicts of the tables below: *agrees*: the means differ by at most three times the wider deviation (which is no
+test: what varies much agrees with much). *same direction*, *contradicts*: they differ by more, and the minimizer
+clearly lies on the paper's side, or the other, of the one that it is compared with: augmented data and conservative
+training with plain training in batches of that size, SB with LB, and all other LB with SB (Welch's t-test, two-sided,
+5 %). *no verdict*: that is not clear, a number is missing, or a training is not at its end.
+A table has the seeds of its own command; the claims above count every seed whose accuracy or sharpness some command
+wrote to its .csv file. Table 4 has one random subspace of each seed; the claim above has all that were measured.
 
 *largest found* is the largest sharpness that L-BFGS-B or vertex ascent found in ten iterations each, over the seeds
 where both were tried. It is a lower bound of the maximum, as each of them is. Compared is the paper's protocol,
 L-BFGS-B.
 """
+OVER_EPOCHS = """
+Accuracies are percent; sharpness is Metric 2.1 over the whole training set, by the paper's protocol. What has a
+deviation is of several seeds, the rest of one, of the random subspaces the mean.
+"""
 ORIGINS = """
 The time of its own is that of the command. The other times are those of trainings and measurements that it found, made
 by other commands, or by itself before it was stopped; the .json file says of each when and at which commit. F1's
 trainings of 100 epochs, seed 0, and C1's, seeds 0 and 1 and SB of 2, come with the repository.
+"""
+TESTS = """
+Tests are two-sided where either side gives a verdict, else one-sided. Lines are judged one by one, without a correction
+for their number: of many, a few of the verdicts at 5 % may be wrong.
 """
 SHOWN = {  # by script and the ending of the figure's name
     "plot_parametric_plot": "Loss and accuracy on the way from SB over LB and beyond",
@@ -128,7 +138,7 @@ def claims(lines: Sequence[Line], notes: str) -> str:
         f"[older results]({notes}#batch-sizes) tell of C1's Figures 4 and 5."
     )
     unknown = [["claim", "networks"], *([claim, ", ".join(networks)] for claim, networks in missing.items())]
-    judged = table([["claim", "it holds where"], *map(list, rules.items())])
+    judged = "\n\n".join([table([["claim", "it holds where"], *map(list, rules.items())]), TESTS.strip()])
     return "\n\n".join([VERDICTS.strip(), table(rows), "### Rules", judged, "### Not run", not_run, table(unknown)])
 
 
@@ -209,7 +219,30 @@ def cells(row: dict[str, Any], results: Sequence[Result], result: Result) -> lis
     full = row["space"] == "full"
     largest = largest_sharpness(results, result.network, row["minimizer"], **where) if full else None
     what = [row["minimizer"], row["quantity"].replace("_", " "), row["space"] or "", f"{row['epsilon'] or ''}"]
-    return [*what, ours, largest.rounded() if largest else "", theirs, row["verdict"]]
+    return [*what, ours, largest.rounded() if largest else "", theirs, cell_verdict(row, results, result)]
+
+
+def over_epochs(results: Sequence[Result]) -> str:
+    """Return what is known of SB and LB after each number of epochs, for the networks of which there are several."""
+    columns = {
+        name: (name.replace(" ", "_"), {}) for name in ("train accuracy", "test accuracy", "distance from start")
+    }
+    for space, epsilon in product(("full", "random"), paper.EPSILONS):
+        columns[f"sharpness, {space}, {epsilon:g}"] = "sharpness", {"space": space, "epsilon": epsilon}
+    parts = []
+    for network in dict.fromkeys(result.network for result in results):
+        own = [row for result in results if result.network == network and result.usual for row in result.rows]
+        lengths = sorted({int(row["epochs"]) for row in own if row.get("minimizer") in PAIR and row.get("epochs")})
+        rows, sources = [["epochs", "minimizer", *columns]], {}
+        for length, minimizer in product(lengths, PAIR):
+            found = [trials(results, network, (minimizer,), name, epochs=length, **at) for name, at in columns.values()]
+            cells = [str(one[0]) if one else "" for one in found]
+            rows += [[str(length), minimizer, *cells]] if any(cells) else []
+            sources |= {result.path: result for one in found if one for result in one[0].results}
+        if len(lengths) > 1:
+            links = ", ".join(f"[python {result.command}](#{anchor(path)})" for path, result in sources.items())
+            parts += [f"### Over epochs: {network}", table(rows), f"From {links}."]
+    return "\n\n".join([OVER_EPOCHS.strip(), *parts]) if parts else ""
 
 
 def figures(results: Sequence[Result], report: Path) -> str:
@@ -286,7 +319,7 @@ def text(results: Sequence[Result], lines: Sequence[Line], report: Path) -> str:
     folder = results[0].path.parent
     sections = {
         "Claims": claims(lines, link(folder / "README.md", report)),
-        "Tables": f"{described(folder / 'network_zoo.json')}\n\n{tables(results)}",
+        "Tables": "\n\n".join([described(folder / "network_zoo.json"), tables(results), over_epochs(results)]),
         "Figures": figures(results, report),
         "How each number was made": origins(results, report),
     }

@@ -150,13 +150,13 @@ def piggyback(experiment: Experiment) -> None:
         float(np.mean([solution.test_accuracy for solution in late if solution.recipe.seed == seed]))
         for seed in settings.seeds
     ]
-    started = solutions["warm-started LB"]
+    started, by_seed = solutions["warm-started LB"], (len(settings.seeds), len(kept))
     judged = claims.warm_starts(
-        np.array([solution.warm_start_epochs for solution in started]),
-        np.array([solution.test_accuracy for solution in started]),
+        np.array(kept),
+        np.reshape([solution.test_accuracy for solution in started], by_seed),
         small_alone,
         [solution.test_accuracy for solution in solutions["LB"]],
-        {epsilon: sharpness_array(started, epsilon) for epsilon in paper.EPSILONS},
+        {epsilon: sharpness_array(started, epsilon).reshape(by_seed) for epsilon in paper.EPSILONS},
         experiment.seed_spread,
     )
     # Table and figure

@@ -235,25 +235,27 @@ def warm_starts(
     """Judge section 3 with Figure 5.
 
     Args:
-        epochs: of SB before each warm start, of shape (k,), all trials among them.
-        accuracies: test accuracy of the LB minimizers from there, of shape (k,).
+        epochs: of SB before each warm start, of shape (k,).
+        accuracies: test accuracy of the LB minimizers from there, of shape (trials, k).
         small: test accuracy of SB alone, of each trial.
         large: that of LB alone.
-        sharpness: by epsilon, of the warm-started minimizers, of shape (k,).
+        sharpness: by epsilon, of the warm-started minimizers, of shape (trials, k).
         spread: deviation of the test accuracy over seeds that is known from other runs, for single trials.
     """
+    # One mean of each trial: the starts of a seed are alike, and tell no more of other seeds than one of them
     early, late = epochs <= epochs.max() / 10, epochs > 2 * epochs.max() / 3
+    by_early, by_late = (accuracies[:, part].mean(axis=1) if part.any() else np.empty(0) for part in (early, late))
     falls = {}
     for epsilon, values in sharpness.items():
         known = ~np.isnan(values)
         if (known & early).any() and (known & late).any():
             falls[epsilon] = stats.gmean(values[known & late]) / stats.gmean(values[known & early])
     if not (verdict := unclear(small, large, spread)):
-        verdict = _warm(accuracies[early], accuracies[late], small, large, list(falls.values()), spread)
+        verdict = _warm(by_early, by_late, small, large, list(falls.values()), spread)
     found = f"SB alone {_percent(small)}, LB alone {_percent(large)}"
-    if early.any():
-        found += f", early warm starts {_percent(accuracies[early])}"
-    found += f", late ones {_percent(accuracies[late])}"
+    if len(by_early):
+        found += f", early warm starts {_percent(by_early)}"
+    found += f", late ones {_percent(by_late)}"
     if falls:
         flatter = " and ".join(f"{fall:.3g} times (epsilon {epsilon:g})" for epsilon, fall in falls.items())
         found += f"; late ones are {flatter} as sharp as early ones"
@@ -281,7 +283,7 @@ def _warm(
     falls: list[float],
     spread: float | None,
 ) -> str:
-    """Return the verdict on the accuracies of early and of late warm starts: late ones help where early ones do not.
+    """Return the verdict on each trial's accuracy from early and late warm starts: late ones help, early ones do not.
 
     The sharpness goes with it: `falls` has how many times as sharp late ones are, at each epsilon.
     """
@@ -355,12 +357,11 @@ def agreement(
         return "agrees"
     if theirs_beside is None or not beside or _missing(beside):
         return OPEN
-    above, theirs_above = found.mean > np.mean(beside), theirs.mean > theirs_beside.mean
+    as_theirs = 1 if theirs.mean > theirs_beside.mean else -1
     single = min(len(ours), len(beside)) == 1
     spread = max(theirs.deviation or 0.0, theirs_beside.deviation or 0.0) if single else None
-    if unclear(*((ours, beside) if above else (beside, ours)), spread):
-        return OPEN
-    return "same direction" if above == theirs_above else "contradicts"
+    side = clear_side([(as_theirs, ours), (-as_theirs, beside)], spread)
+    return {HOLDS: "same direction", CONTRADICTED: "contradicts"}.get(side, OPEN)
 
 
 def _missing(values: Sequence[float | None]) -> bool:

@@ -222,6 +222,12 @@ def published(
     return row.sharpness.get(epsilon) if row and (side, quantity, space) == ("LB", "sharpness", "full") else None
 
 
+def compared_with(minimizer: str) -> str:
+    """Return the minimizer beside which the paper's text sets one."""
+    side, _, how = minimizer.partition(" ")
+    return side if how in ("augment", "conservative") else {"SB": "LB", "LB": "SB"}[side]
+
+
 # Section 2.2.2: the loss around a large-batch minimizer rises steeply only in a subspace of about this share of the
 # dimensions (percent).
 STEEP_SHARE = 5.0

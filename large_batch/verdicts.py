@@ -116,20 +116,22 @@ def early_stopping(entry: Entry, results: Sequence[Result], network: str) -> Ite
             return
 
 
-def _unfinished(results: Sequence[Result], network: str, *ends: Trials) -> str:
-    """Return why trainings cannot be compared: one that diverged, or LB's, which are not at their end as the paper's
-    are; empty if they can."""
+def _unfinished(results: Sequence[Result], network: str, ends: Sequence[Trials], minimizers: Sequence[str]) -> str:
+    """Return why the trainings of these ends cannot be compared: one diverged, or one of some minimizers of LB is not
+    at its end; empty if they can."""
     if any(np.isnan(one.values).any() for one in ends):
         return DIVERGED
-    return _not_at_end(results, network, ends[0].epochs)
+    return not_at_end(results, network, ends[0].epochs, minimizers)
 
 
-def _not_at_end(results: Sequence[Result], network: str, epochs: int) -> str:
-    """Return why LB's trainings of so many epochs cannot be judged; empty if they can, or where nothing is known."""
+def not_at_end(results: Sequence[Result], network: str, epochs: int, minimizers: Sequence[str] = ("LB",)) -> str:
+    """Return why minimizers of LB after so many epochs cannot be judged: one has less of the training set than the
+    paper's LB; empty if they can, or where nothing is known."""
     known = paper.published(network, "LB", "train_accuracy")
-    found = trials(results, network, ("LB",), "train_accuracy", epochs=epochs)
-    if found and known and (reached := np.mean(found[0].values)) < known.mean - NOT_AT_END:
-        return f"{evidence.OPEN}: LB is not at its end ({reached:.3g} % of the training set)"
+    for minimizer in minimizers:
+        found = trials(results, network, (minimizer,), "train_accuracy", epochs=epochs)
+        if found and known and (reached := np.mean(found[0].values)) < known.mean - NOT_AT_END:
+            return f"{evidence.OPEN}: {minimizer} is not at its end ({reached:.3g} % of the training set)"
     return ""
 
 
@@ -137,7 +139,7 @@ def gap(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]
     """Judge SB's and LB's test accuracies."""
     if found := trials(results, network, ("SB", "LB"), "test_accuracy"):
         small, large = found
-        verdict = _unfinished(results, network, *found) or evidence.clear_side(
+        verdict = _unfinished(results, network, found, ("LB",)) or evidence.clear_side(
             [(1, small.values), (-1, large.values)], paper.seed_spread(network)
         )
         yield entry.line(
@@ -154,12 +156,16 @@ def sharper(space: str, minimizers: Sequence[str] = ("LB",), times: float = pape
             if ends := trials(results, network, ("SB", minimizer), "sharpness", space=space, epsilon=epsilon):
                 small, large = ends
                 ratio, verdict = _sharper(small.values, large.values, paper.sharpness_spread(network), times)
-                verdict = _unfinished(results, network, *ends) or verdict
+                verdict = _unfinished(results, network, ends, (minimizer,)) or verdict
                 part = f"epsilon {epsilon:g}" if minimizer == "LB" else f"{minimizer.split()[-1]}, epsilon {epsilon:g}"
                 found = f"{part}: SB {small}, {minimizer} {large}, {ratio:.3g} times, after {small.length}"
+                theirs = [paper.published(network, one, "sharpness", space, epsilon) for one in ("SB", minimizer)]
                 as_plain = minimizer.split()[-1] in paper.AS_LARGE  # of which the paper has words only
                 known = published(("SB",) if as_plain else ("SB", minimizer), "sharpness", space, epsilon)(network)
-                known += ", LB as plain LB, without a number" if as_plain else ""
+                if as_plain:
+                    known += ", LB as plain LB, without a number"
+                elif all(theirs):
+                    known += f", {theirs[1].mean / theirs[0].mean:.3g} times"
                 line = entry.line(network, found, verdict, *small.results, *large.results)
                 yield replace(line, published=known)
 
@@ -175,9 +181,15 @@ def _sharper(
     """
     logs = [np.log(values) for values in (large, small)]
     ratio = float(np.exp(logs[0].mean() - logs[1].mean()))
-    verdict = evidence.clear_side([(1, logs[0]), (-1, logs[1])], spread and spread / 2**0.5)
+
+    def side(by: float) -> str:
+        return evidence.clear_side([(1, logs[0] - np.log(by)), (-1, logs[1])], spread and spread / 2**0.5)
+
+    verdict = side(1)
     if verdict == evidence.HOLDS and ratio < times:
         verdict = f"{evidence.DIRECTION}: less than {times:.2g} times"
+    elif verdict.startswith(evidence.OPEN) and side(times) == evidence.CONTRADICTED:
+        verdict = f"{evidence.OPEN}: no clear difference, but clearly less than {times:.2g} times"
     return ratio, verdict
 
 
@@ -206,7 +218,8 @@ def steep_in_few(entry: Entry, results: Sequence[Result], network: str) -> Itera
     if known := _curvature(results):
         large, result = known[0]["LB"], known[1]
         share, steep = 100 * _dimensions(large) / large["size"], large["steep_share"] or 0.0  # None: not resolved
-        found = f"LB curves in {share:.2g} % of the dimensions; {steep:.2g} % of random vertices are steep"
+        vertices = f"{steep:.2g} % of {len(large['rises'])} random vertices are steep"
+        found = f"LB curves in {share:.2g} % of the dimensions; {vertices}"
         verdict = evidence.beyond([paper.STEEP_SHARE / max(share, steep)], FAR_CURVATURE)
         small = 100 * _dimensions(known[0]["SB"]) / large["size"]
         found += f"; SB curves in {small:.2g} %, seed {result.setting('seed', 0)}{_part(result, 'curvature_samples')}"
@@ -298,18 +311,33 @@ def steeper(curve: str) -> Judge:
         plots = [plot for plot, length in zip(plots, lengths, strict=True) if length == max(lengths)]
         finest = {plot[0].setting("seed", 0): plot for plot in sorted(plots, key=lambda plot: len(plot[1]))}
         plots = [finest[seed] for seed in sorted(finest)]
-        rises = np.array([[_rises(alphas, losses, end) for end in (0, 1)] for _, alphas, losses in plots])
+        rises = np.array([[_rises(*curve, end) for end in (0, 1)] for _, *curve in plots])
         length = plots[0][0].setting("epochs")
-        verdict = _not_at_end(results, network, length) or _steeper(rises.mean(axis=2))
-        small, large = ([_between(side) for side in rises[:, end].T] for end in (0, 1))
+        verdict = not_at_end(results, network, length) or _steeper(rises.mean(axis=2))
         seeds = ", ".join(str(result.setting("seed", 0)) for result, *_ in plots)
-        found = (
-            f"the loss rises by {large[0]} from LB towards SB and by {large[1]} beyond, by {small[0]} from SB towards "
-            f"LB and by {small[1]} beyond, after {length} epochs, seed {seeds}"
-        )
+        found = f"{_risen(rises)}, after {length} epochs, seed {seeds}"
         yield entry.line(network, found, verdict, *(result for result, *_ in plots))
 
     return judge
+
+
+def original_rises(network: str) -> str:
+    """Return what the original's curve of a network says of Figure 3, in words, and the numbers where it was
+    released."""
+    points = paper.original_curve(network)
+    curve = np.array([(point.alpha, point.train_loss) for point in points]).T
+    return (
+        f"steeper at LB: {_risen(np.array([[_rises(*curve, end) for end in (0, 1)]]))}" if points else "steeper at LB"
+    )
+
+
+def _risen(rises: np.ndarray) -> str:
+    """Return in words how the loss rises, from an array of shape (trials, 2 ends, 2 sides)."""
+    small, large = ([_between(side) for side in rises[:, end].T] for end in (0, 1))
+    return (
+        f"the loss rises by {large[0]} from LB towards SB and by {large[1]} beyond, by {small[0]} from SB towards LB "
+        f"and by {small[1]} beyond"
+    )
 
 
 def _between(values: Sequence[float]) -> str:
@@ -342,7 +370,8 @@ def remedied(hows: Sequence[str], rule: Callable[..., str], beside: Sequence[str
             if not ends:
                 continue
             values = (one.values for one in ends)
-            verdict = _unfinished(results, network, *ends) or rule(*values, paper.seed_spread(network))
+            lacking = _unfinished(results, network, ends, ("LB", f"LB {how}"))
+            verdict = lacking or rule(*values, paper.seed_spread(network))
             others = "".join(f", {name} {one} %" for name, one in zip(beside, ends[3:], strict=True))
             found = f"{how}: {ends[2]} %, plain LB {ends[1]} %, SB {ends[0]} %{others} after {ends[0].length}"
             yield entry.line(network, found, verdict, *(result for one in ends for result in one.results))

@@ -93,8 +93,8 @@ def test_the_ledger_on_remedies(tmp_path, values, helps, no_help, alike):
     ends = {"SB": [98.0, 98.1], "LB": [97.0, 97.1]}
     ends |= dict.fromkeys(("LB conservative", "LB stability", "LB sgd"), values)
     planted(tmp_path, "a", "paper_tables.py -n F1", [row for end in ends for row in accuracies(end, ends[end])])
-    found = judged(tmp_path)
-    assert [found[source, ""] for source in ("Table 7", "Appendix E.3", "Section 2.2")] == [helps, no_help, alike]
+    found = {source.partition(";")[0]: verdict for (source, _), verdict in judged(tmp_path).items()}
+    assert [found[source] for source in ("Table 7", "Appendix E.3", "Section 2.2")] == [helps, no_help, alike]
 
 
 def test_the_ledger_on_augmentation_and_on_what_stays_sharp(tmp_path):
@@ -135,6 +135,11 @@ def test_a_training_that_is_not_at_its_end_has_no_verdict(tmp_path):
         trained = [row.replace("test_accuracy", "train_accuracy") for row in accuracies("LB", [reached] * 2)]
         planted(tmp_path, "a", "paper_tables.py -n F1", rows + trained)
         assert judged(tmp_path)["Table 7", ""].startswith(verdict)
+    rows += sharpness("SB", 0.001, [1, 1.1]) + sharpness("LB conservative", 0.001, [20, 21])
+    for own, sharp in ((99.0, evidence.HOLDS), (90.0, f"{evidence.OPEN}: LB conservative is not at its end (90 %")):
+        others = [row.replace("test_accuracy", "train_accuracy") for row in accuracies("LB conservative", [own] * 2)]
+        planted(tmp_path, "a", "paper_tables.py -n F1", rows + trained + others)
+        assert judged(tmp_path)["Appendix E", "conservative, "].startswith(sharp), "whatever plain LB is"
     planted(tmp_path, "a", "paper_tables.py -n F1", [*rows, *accuracies("LB stability", [97.0, ""])])
     robust = [line.verdict for line in ledger.ledger(read(tmp_path, tmp_path), ["F1"]) if "E.3" in line.source]
     assert robust == [verdicts.DIVERGED], "it is not left out silently"
@@ -148,6 +153,7 @@ def test_a_training_that_is_not_at_its_end_has_no_verdict(tmp_path):
         ([0.1, 10], [2, 60], UNCLEAR),
         ([25], [1], evidence.CONTRADICTED),
         ([1, 1.2], [5, 6], f"{evidence.DIRECTION}: less than 8.7 times"),
+        ([1, 1.2], [0.9, 1.3], f"{evidence.OPEN}: no clear difference, but clearly less than 8.7 times"),
     ],
 )
 def test_the_ledger_on_sharpness(tmp_path, small, large, verdict):
@@ -194,7 +200,7 @@ def test_a_seed_counts_with_all_its_subspaces(tmp_path):
 def test_the_ledger_on_curvature_rescaling_and_the_reproductions_networks(tmp_path):
     def curvature(dimensions, largest, factor=1):
         projection = {"trace": 1.0, "trace_of_square": 1 / dimensions}
-        result = {"size": 10_000, "projection": projection, "steep_share": None, "eigenvalues": [largest]}
+        result = {"size": 10_000, "projection": projection, "eigenvalues": [largest], "steep_share": None, "rises": []}
         return {"measurement": {"rescale": factor}, "result": result}
 
     both = {"SB": [curvature(1, 2.0), curvature(900, 9.0, 10)], "LB": [curvature(40, 3.0), curvature(9, 1.0, 10)]}

@@ -4,6 +4,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from small_network import NAME
 
@@ -14,7 +15,7 @@ from large_batch.measurements import Evaluated, EvaluationRequest, Measured, Sha
 from large_batch.paper import Spread
 from large_batch.recipes import Recipe
 from large_batch.sharpness_metric import SharpnessResult
-from paper_tables import FULL, TABLES, TEST, Settings, cells, compared_with, judged
+from paper_tables import FULL, TABLES, TEST, Settings, cells, judged
 
 PROBLEM = {"network": "F1", "dataset": "mnist", "data_digest": "d", "definition": "repository"}
 JOB = "--epochs=1", "--trials=2", "--small_batch=750", "--large_batch=1500", "--iterations=1", "--sharpness_samples=60"
@@ -200,6 +201,21 @@ def test_the_rule():
     assert claims.agreement([1.0], None) == "no verdict"
 
 
+@pytest.mark.parametrize("trials", [2, 5])
+def test_errors_and_power_of_the_rule(trials):
+    """Our SB and LB are alike, or far apart, and both far from the paper's."""
+    rng, theirs = np.random.default_rng(trials), (Spread(10, 0.1), Spread(8, 0.1))
+
+    def judge(apart):
+        draws = rng.normal(0, 0.3, (400, 2, trials)) + np.array([[20 + apart], [20]])
+        verdicts = [claims.agreement(ours, theirs[0], beside, theirs[1]) for ours, beside in draws.tolist()]
+        return {verdict: verdicts.count(verdict) / 400 for verdict in ("no verdict", "same direction", "contradicts")}
+
+    assert judge(0)["no verdict"] >= 0.93
+    assert judge(6)["same direction"] >= 0.9
+    assert judge(-6)["contradicts"] >= 0.9
+
+
 def test_the_published_numbers():
     assert paper.published("F1", "LB", "train_accuracy") == Spread(99.92, 0.01)
     assert paper.published("C1", "LB augment", "sharpness", "full", 5e-4) == Spread(45.89, 3.83)
@@ -226,7 +242,7 @@ def test_what_each_minimizer_is_compared_with():
         "LB conservative": "LB",
         "LB sgd": "SB",
     }.items():
-        assert compared_with(minimizer) == other
+        assert paper.compared_with(minimizer) == other
     for name, table in TABLES.items():
-        assert {(compared_with(m), q) for m, q in cells([name])} <= set(cells([name])), "in the same table"
+        assert {(paper.compared_with(m), q) for m, q in cells([name])} <= set(cells([name])), "in the same table"
         assert table.quantities[-1] in (*FULL, *paper_tables.RANDOM, TEST)

@@ -142,7 +142,7 @@ def test_the_committed_claims_are_judged_by_the_rules_of_today(committed):
         claims.sharpness_paths(path, path, 1e-3, None).rule,
         claims.accuracy_threshold(few, few, None)[0].rule,
         claims.sharpness_threshold(few, few, 1e-3, None).rule,
-        claims.warm_starts(few, few, few, few, {}).rule,
+        claims.warm_starts(few, few[None], few, few, {}).rule,
         claims.switching(dict.fromkeys(("SB", "LB", "growing"), two), {}).rule,
         finetune.level_then_falling([], 1).rule,
     }
