@@ -16,6 +16,7 @@ if __name__ == "__main__":  # first, so that Ctrl-C is answered while the others
     import large_batch.ctrl_c  # noqa: F401
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,10 +46,10 @@ class Settings(cli.PairSettings):
     alpha_min: float = setting(-1.0, "Where the path begins.", "from{:g}", GROUP, least=-100, most=100)
     alpha_max: float = setting(2.0, "Where the path ends.", "to{:g}", GROUP, least=-100, most=100)
     small_batch_weights: str | None = setting(
-        None, "A .weights.h5 file to take as the small-batch minimizer.", cli.file_word, GROUP
+        None, "A .weights.h5 file to take as the small-batch minimizer.", partial(cli.file_word, side="SB-"), GROUP
     )
     large_batch_weights: str | None = setting(
-        None, "A .weights.h5 file to take as the large-batch minimizer.", cli.file_word, GROUP
+        None, "A .weights.h5 file to take as the large-batch minimizer.", partial(cli.file_word, side="LB-"), GROUP
     )
     statistics: tuple[str, ...] = setting(
         STATISTICS[:1],

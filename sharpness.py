@@ -84,15 +84,21 @@ class Settings(cli.SpectrumSettings):
         choices=STATISTICS,
     )
     curvature: bool = setting(
-        False, "Look at the Hessian instead; takes the largest eps only, and no scale or solver.", "", GROUP
+        False, "Look at the Hessian instead, over --curvature_samples; takes the largest eps only.", "", GROUP
     )
     curvature_samples: int = setting(
         10_000, "Training samples that the Hessian is taken over.", "hessian{}", GROUP, least=1
     )
 
     def check(self) -> None:
-        """Raise `UserError` for a scale or radius that is none."""
+        """Raise `UserError` for a scale or radius that is none, and for what the curvature does not depend on."""
         super().check()
+        ignored = ("space", "trials", "solver", "scale", "iterations", "sharpness_samples", "measure", "rho")
+        for name in ignored if self.curvature else ():
+            if getattr(self, name) != getattr(Settings(), name):
+                raise UserError(
+                    f"--curvature looks at the Hessian instead and takes no --{name}; leave one of them out."
+                )
         for name in ("scale", "rho"):
             if (value := getattr(self, name)) is not None and not (np.isfinite(value) and value > 0):
                 raise UserError(f"--{name} must be a number above 0, not {value:g}.")

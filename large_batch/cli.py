@@ -59,10 +59,10 @@ def samples_setting(group: str) -> Any:
     )
 
 
-def file_word(path: str) -> str:
-    """Return the word of a weights file that is there: its name, and a digest of what it holds."""
+def file_word(path: str, side: str = "") -> str:
+    """Return the word of a weights file that is there: which it is, its name, and a digest of what it holds."""
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return f"{Path(path).name.removesuffix('.weights.h5')}-{digest[:8]}"
+    return f"{side}{Path(path).name.removesuffix('.weights.h5')}-{digest[:8]}"
 
 
 def list_word(prefix: str) -> Callable[[tuple], str]:
@@ -157,8 +157,8 @@ class Settings:
         for remedy in named.split(self.remedy) if self.remedy else ():
             named.check_name(remedy, named.REMEDIES, "remedy")
         for part in dataclasses.fields(self):
-            path = getattr(self, part.name)
-            if part.metadata["word"] is file_word and path and not os.path.isfile(path):
+            path, word = getattr(self, part.name), part.metadata["word"]
+            if getattr(word, "func", word) is file_word and path and not os.path.isfile(path):
                 raise UserError(f"There is no weights file {path}.")
 
     def resolve(self, network: Any, samples: int) -> Settings:

@@ -32,6 +32,8 @@ class BatchStatisticsNormalization(keras.layers.Layer):
     statistics are those of the global batch, whatever each replica's share of it.
     """
 
+    sees_the_batch = True
+
     def __init__(self, epsilon: float = 1e-6, **kwargs):
         super().__init__(**kwargs)
         self.epsilon = epsilon
@@ -42,17 +44,22 @@ class BatchStatisticsNormalization(keras.layers.Layer):
 
     def call(self, x):
         replicas = tf.distribute.get_replica_context()  # None outside of any replica
-        if replicas is None or replicas.num_replicas_in_sync == 1:
+        alone = replicas is None or replicas.num_replicas_in_sync == 1
+        if alone and x.dtype != tf.float64:  # which the fused operation does not take
             return self._normalize_fused(x)
+
+        def total(parts):
+            return parts if alone else replicas.all_reduce("SUM", parts)
+
         axes = list(range(x.shape.rank - 1))
-        wide = tf.cast(x, tf.float32)
-        count = tf.cast(tf.reduce_prod(tf.shape(x)[:-1]), tf.float32)
-        total, count = replicas.all_reduce("SUM", [tf.reduce_sum(wide, axes), count])
-        centred = wide - total / count
+        wide = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+        count = tf.cast(tf.reduce_prod(tf.shape(x)[:-1]), wide.dtype)
+        sums, count = total([tf.reduce_sum(wide, axes), count])
+        centred = wide - sums / count
         # Squares of centred values: the difference of raw moments would cancel in float32.
-        variance = replicas.all_reduce("SUM", tf.reduce_sum(tf.square(centred), axes)) / count
-        scale = tf.cast(self.gamma, tf.float32) * tf.math.rsqrt(variance + self.epsilon)
-        return tf.cast(centred * scale + tf.cast(self.beta, tf.float32), x.dtype)
+        variance = total(tf.reduce_sum(tf.square(centred), axes)) / count
+        scale = tf.cast(self.gamma, wide.dtype) * tf.math.rsqrt(variance + self.epsilon)
+        return tf.cast(centred * scale + tf.cast(self.beta, wide.dtype), x.dtype)
 
     def _normalize_fused(self, x):
         # The raw operation, since tf.nn.fused_batch_norm silently raises epsilon to 1e-5.
@@ -79,7 +86,8 @@ class BatchStatisticsNormalization(keras.layers.Layer):
 class Dropout(keras.layers.Layer):
     """Dropout whose mask depends only on (seed, `step`, replica), so that a resumed training repeats it exactly.
 
-    The training loop writes the number of the step into `step` before each step (`set_dropout_step`).
+    The training loop of this project writes the number of the step into `step` (`set_dropout_step`). In `model.fit`
+    nobody does, and the mask stays the same: a callback's `on_train_batch_begin` may call it.
     """
 
     def __init__(self, rate: float, seed: int, **kwargs):
@@ -126,8 +134,11 @@ def set_dropout_step(model: keras.Model, step: int | tf.Tensor) -> None:
 
 
 def sees_the_batch(model: keras.Model) -> bool:
-    """Say whether the samples that are evaluated at once are part of a model's function."""
-    return any(isinstance(layer, BatchStatisticsNormalization) for layer in model._flatten_layers())
+    """Say whether the samples that are evaluated at once are part of a model's function.
+
+    They are where a layer, here or of a user, has `sees_the_batch = True`.
+    """
+    return any(getattr(layer, "sees_the_batch", False) for layer in model._flatten_layers())
 
 
 def call(model: keras.Model, x: Any) -> Any:
@@ -156,10 +167,11 @@ def call_recomputing(
     def through(layers: list[keras.layers.Layer]) -> Callable[..., tf.Tensor]:
         def call(h: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
             for layer in layers:
-                count = len(layer.trainable_variables)
+                own = layer.trainable_variables
                 settings = {"training": training} if isinstance(layer, Dropout) else {}
-                h, _ = layer.stateless_call(weights[:count], [], h, **settings)
-                weights = weights[count:]
+                with keras.StatelessScope(list(zip(own, weights[: len(own)], strict=True))):
+                    h = layer(h, **settings)  # `stateless_call` would not cast h to the layer's precision
+                weights = weights[len(own) :]
             return h
 
         return call
@@ -202,7 +214,10 @@ def kept_bytes(model: keras.Model, samples: int, recomputing: bool = False) -> i
 
 
 def _output_bytes(layer: keras.layers.Layer) -> int:
-    """What a layer puts out for one sample; 1 value where Keras does not know, as in a model that is no graph."""
+    """What a layer, or a model in place of one, puts out for one sample; 1 value where Keras does not know, as in a
+    model that is no graph."""
+    if isinstance(layer, keras.Model):
+        return sum(map(_output_bytes, layer.layers))
     shape = getattr(getattr(layer, "output", None), "shape", (None,))
     return prod(size or 1 for size in shape[1:]) * (2 if layer.compute_dtype in ("bfloat16", "float16") else 4)
 

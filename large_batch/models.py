@@ -17,7 +17,7 @@ from large_batch import files
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError, first_line
 from large_batch.functions import Point
-from large_batch.layers import call, flat_weights
+from large_batch.layers import call, flat_weights, penalty
 from large_batch.samples import Samples, Tree
 
 HALF = {"float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"}
@@ -49,6 +49,21 @@ def call_twice(model: keras.Model, samples: Samples, prepare: Callable[[Tree], T
                 "draws random numbers at inference."
             )
     return outputs
+
+
+def adds_means(model: keras.Model, samples: Samples, prepare: Callable[[Tree], Tree]) -> bool:
+    """Say whether what the layers add to the loss (`add_loss`) is for a few samples the mean of that for two parts."""
+
+    def added(part: Samples) -> float:
+        call(model, prepare(part.tensors()[0]))
+        return float(penalty(model.losses, tf.float64))
+
+    cut = len(samples) // 3
+    if not (cut and model.losses):
+        return True
+    parts = [samples.rows(0, cut), samples.rows(cut, len(samples))]
+    mean = sum(len(part) * added(part) for part in parts) / len(samples)
+    return bool(np.isclose(mean, added(samples), rtol=1e-4, atol=1e-9))
 
 
 def bytes_of(graph: tf.Graph, samples: int, time_steps: int, itemsize: int) -> float:

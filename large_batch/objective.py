@@ -56,7 +56,8 @@ class Objective:
 
     The value is deterministic: samples in their given order, in near-equal chunks of at most 5000 (fewer where these
     would take more than 8 GiB or half of the free memory), dropout off, computed in the model's precision and summed in
-    float64. Each chunk may be split over replicas, which changes no more than rounding.
+    float64. A loss that is no mean over the samples, also for what layers add to it, is taken of all at once. Each
+    chunk may be split over replicas, which changes no more than rounding.
     """
 
     repeats = True  # the model is called twice, on a few samples, when the objective is made
@@ -89,7 +90,7 @@ class Objective:
                 loss is the cross-entropy, and `model.losses`. Without either it is the loss that the model is compiled
                 with, or else that of logits.
             prepare: What makes of a chunk of x, on the device, what the model receives; default: x as it is.
-            chunk: How many samples are evaluated at once, at most.
+            chunk: How many samples are evaluated at once, at most; no matter where the loss is no mean over them.
             replicas: The devices that share a chunk.
 
         Raises:
@@ -106,6 +107,11 @@ class Objective:
         self._criterion.check(models.call_twice(model, few, self._prepare), few, self._data.y)
         if replicas.count > 1 and not self._criterion.shards:
             raise UserError("A Keras loss is taken on one device; state what the outputs are instead.")
+        self._splits = self._criterion.splits and models.adds_means(model, few, prepare)
+        if replicas.count > 1 and not self._splits:
+            raise UserError(
+                "What the layers add to the loss is a sum over the batch, which one device takes; add means."
+            )
         self.take_state(model)
         variables = model.trainable_variables
         self.shapes = [tuple(variable.shape) for variable in variables]
@@ -116,7 +122,7 @@ class Objective:
 
     def _fitting(self, chunk: int) -> int:
         """Return how many samples to evaluate at once, of `chunk` that are asked for; warn where these may not fit."""
-        if not self._criterion.splits:
+        if not self._splits:
             chunk = self.samples
         per_replica, free = -(-chunk // self.replicas.count), memory.free_bytes()
         self._recompute = layers.recomputes(self.model, per_replica)
@@ -124,7 +130,7 @@ class Objective:
             needed = layers.kept_bytes(self.model, per_replica, self._recompute)  # a chunk is part of the function
         else:
             of_sample = self._bytes_of_sample()
-            if self._criterion.splits:
+            if self._splits:
                 fits = min(CHUNK_BYTES, free / 2) // max(of_sample, 1)  # a Hessian-vector product takes twice as much
                 chunk = max(1, min(chunk, int(fits)))
             needed = chunk * of_sample
@@ -185,16 +191,17 @@ class Objective:
 
     def hessian_vector_product(self, w: np.ndarray | Point, v: np.ndarray) -> np.ndarray:
         """Return the Hessian of f at w times v, float64 of shape (n,)."""
-        place, v = self._place(w), self._tensor(v)
+        place, v, total = self._place(w), self._tensor(v), np.zeros(self.size)
         try:
-            products = [self._curvature(*place, v, batch).numpy().astype(np.float64) for batch in self._chunks]
+            for batch in self._chunks:
+                total += self._curvature(*place, v, batch).numpy()
         except Exception as error:
             if missing := re.search(r"gradient registry has no entry for: (\w+)", str(error)):
                 raise UserError(
                     f"TensorFlow knows no second derivatives of {missing[1]}, which the model uses."
                 ) from error
             raise
-        return sum(products) / self.samples
+        return total / self.samples
 
     def check(self, tolerance: float = 1e-4) -> tuple[float, float]:
         """Return the value at the model's present weights, and what Keras' `evaluate` says of the same chunks.

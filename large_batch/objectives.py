@@ -96,17 +96,19 @@ class Objectives:
         """Where each layer's weights are; see `layers.parts`."""
         return layers.parts(self._model)
 
-    def measuring_bytes(self, samples: int | None, twice: bool) -> int:
-        """Return about what a gradient over the training set, or its first samples, takes of a machine's memory.
+    def measuring_bytes(self, samples: int | None, twice: bool, policy: str = STATISTICS[0]) -> int:
+        """Return about what a gradient over the training set, or its first samples, takes of a machine's memory, with
+        moving averages by a policy.
 
         With `twice` it is that of a Hessian-vector product, which keeps four times the layers' outputs (C1 3.9, C2
         3.5 times, measured) and recomputes nothing; raises `UserError` where the machine has not so much.
         """
         at_once = _at_once(min(samples or len(self._data.x_train), len(self._data.x_train)))
         part = -(-at_once // self._replicas.memories)
-        recomputing = not twice and layers.recomputes(self._model, part)
-        needed = round((4 if twice else 1.1) * layers.kept_bytes(self._model, part, recomputing))
-        if not layers.sees_the_batch(self._model):  # it is evaluated in smaller chunks then
+        model = self._model if policy == STATISTICS[0] else self._of_batch
+        recomputing = not twice and layers.recomputes(model, part)
+        needed = round((4 if twice else 1.1) * layers.kept_bytes(model, part, recomputing))
+        if not layers.sees_the_batch(model):  # it is evaluated in smaller chunks then
             return min(needed, CHUNK_BYTES * (2 if twice else 1))
         if twice and needed + memory.used_bytes() > memory.total_bytes() and distribution.device() == "CPU":
             raise UserError(

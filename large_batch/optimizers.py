@@ -1,7 +1,8 @@
 """The optimizers that a recipe may name: each a data class of its settings, which builds an optimizer of Keras.
 
 The next optimizer is a data class here, an `Optimizer` whose settings are declared by `number`, and its name in
-`OPTIMIZERS` and in `named.OPTIMIZERS`, which the flags read before TensorFlow starts.
+`OPTIMIZERS` and in `named.OPTIMIZERS`, which the flags read before TensorFlow starts. What its Keras optimizer keeps
+must start at one number in each variable, since `conservative:fresh=1` sets it back so.
 """
 
 import math

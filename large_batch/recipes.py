@@ -122,7 +122,7 @@ class Recipe(Problem):
 
     @property
     def passes(self) -> int:
-        """About how often each sample passes through the network, where a gradient counts as three times."""
+        """About how many forward passes an epoch takes for each sample; a gradient counts as three."""
         return round(3 * math.prod(remedies.make(text).cost for text in self.remedies))
 
     @property

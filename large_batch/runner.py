@@ -52,15 +52,16 @@ def leave_busy_for_last(work: Sequence[Work], do: Callable[[Work, bool], Result]
     `do` raises `BusyError` for what another process does, unless told to wait: that is asked for again at the end, or,
     without `wait`, the error is raised once all else is done.
     """
-    done = {}
+    done, busy = {}, None
     for last in (False, True):
         for item in work:
             if item not in done:
                 try:
                     done[item] = do(item, last and wait)
-                except BusyError:
-                    if last:
-                        raise
+                except BusyError as error:
+                    busy = error
+    if len(done) < len(set(work)):
+        raise busy
     return {item: done[item] for item in work}
 
 
@@ -171,7 +172,11 @@ class Runner:
         done = self.stored(asked)
         costs = {item: 0 if item in done else item[0].cost(train, test) for item in asked}
         steps = list(dict.fromkeys(self.minimizers.memory(longest) for longest in missing))
-        passes = {(getattr(item[0], "samples", None), item[0].of_hessian) for item, cost in costs.items() if cost}
+        passes = {
+            (getattr(item[0], "samples", None), item[0].of_hessian, item[0].statistics)
+            for item, cost in costs.items()
+            if cost
+        }
         passes |= {(longest.followed.samples, True) for longest in missing if longest.followed}
         needed = [step.bytes for step in steps] + [self.objectives.measuring_bytes(*one) for one in passes]
         if self.minimizers.replicas.chief:

@@ -70,7 +70,7 @@ class Provenance:
 
     @property
     def setting(self) -> dict[str, str | int]:
-        """All that the bits of a result depend on, beside its recipe."""
+        """What the bits of a result depend on, beside its recipe, the code and the number of replicas."""
         computing = {"processor": self.processor, "threads": self.threads, "device": self.device or "CPU"}
         return computing | self.environment | self.packages
 

@@ -91,7 +91,7 @@ def _over(curvature: float, rate: float) -> float:
 
 
 def preconditioner(optimizer: keras.optimizers.Optimizer) -> np.ndarray | None:
-    """Return what the next step divides the moving mean of the gradient by, shape (n,), up to the learning rate.
+    """Return what the last step divided the moving mean of the gradient by, shape (n,), up to the learning rate.
 
     That of ADAM, in Keras' order of the weights, after its first step; None of others.
     """

@@ -312,6 +312,8 @@ class TrainingLoop:
                 losses, logits = loss(x, y)
                 mean = tf.reduce_sum(losses) * weight / samples
             gradients = tape.gradient(mean, self.model.trainable_variables)
+            # Those of embeddings are sparse, of another length on each replica, which cannot be added
+            gradients = [slope if slope is None else tf.convert_to_tensor(slope) for slope in gradients]
             self.optimizer.apply(gradients, self.model.trainable_variables)
             return losses, logits
 

@@ -197,6 +197,7 @@ FLAGS = [
     Case(SHARPNESS, DIGITS + "--iterations=ten", "--iterations=ten"),
     Case(SHARPNESS, DIGITS + "--curvature_samples=0", "--curvature_samples=0"),
     Case(SHARPNESS, DIGITS + "--curvature=perhaps", "curvature"),
+    Case(SHARPNESS, DIGITS + "--curvature --sharpness_samples=100", "takes no --sharpness_samples"),
     Case(SHARPNESS, DIGITS + "--large_batch=1501", "1,501 is larger than the training set of 1,500"),
     Case(SHARPNESS, DIGITS + "F2", "Unexpected argument 'F2'"),
     Case(SHARPNESS, MINE + "--solver=vertex --eps=1e300", "within epsilon 1e+300", weights(), "of F1", begun=True),

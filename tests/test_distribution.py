@@ -116,15 +116,22 @@ for name, settings in trainings.items():
     found[name] = compared(ours, theirs)
     found[f"{name} weights"], found["machine"] = digest(ours.weights), ours.provenance.machine
 if split.count == 2:
-    def ordinary(network, definition, classes, seed, precision):
-        hidden = [layers.Dense(64, use_bias=False), layers.BatchNormalization(momentum=0.5), layers.Activation("tanh")]
-        return seeded(lambda: keras.Sequential([keras.Input((784,)), *hidden, layers.Dense(10)]), seed, precision)
+    def both(name, hidden, optimizer="adam"):
+        def build(network, definition, classes, seed, precision):
+            return seeded(lambda: keras.Sequential([keras.Input((784,)), *hidden(), layers.Dense(10)]), seed, precision)
 
-    normal = Network("ordinary", ordinary, "digits", (784,), 10)
-    asked = Recipe(network="ordinary", dataset="digits", data_digest=flat.digest, batch_size=151, epochs=2, seed=0)
-    both = [Minimizers(normal, flat, run_dir / f"ordinary{one.count}", one).train(asked) for one in (split, ALONE)]
-    moved = relative(*(one.weights - one.start for one in both))
-    found["ordinary"] = moved, max(relative(*pair) for pair in zip(*(one.state for one in both), strict=True))
+        asked = {"batch_size": 151, "epochs": 2, "seed": 0, "optimizer": optimizer}
+        asked = Recipe(network=name, dataset="digits", data_digest=flat.digest, **asked)
+        network, folder = Network(name, build, "digits", (784,), 10), run_dir / name
+        ends = [Minimizers(network, flat, folder / str(one.count), one).train(asked) for one in (split, ALONE)]
+        states = zip(*(end.state for end in ends), strict=True)
+        moved = relative(*(end.weights - end.start for end in ends))
+        return moved, max((relative(*pair) for pair in states), default=0)
+
+    found["ordinary"] = both("ordinary", lambda: [
+        layers.Dense(64, use_bias=False), layers.BatchNormalization(momentum=0.5), layers.Activation("tanh")
+    ])
+    found["embedding"] = both("embedding", lambda: [layers.Embedding(2, 1), layers.Flatten()], "sgd")
 print(json.dumps(found))
 """
 
@@ -178,6 +185,10 @@ def test_ordinary_batch_normalisation_sees_the_whole_batch(run_split):
     weights, averages = run_split(2)["ordinary"]
     assert weights < 1e-4  # 0.05 with the statistics of each half
     assert averages < 1e-4
+
+
+def test_sparse_gradients_of_shares_of_different_size(run_split):
+    assert run_split(2)["embedding"][0] < 1e-4
 
 
 @pytest.mark.parametrize("name", ["adaqn", "asam", "conservative"])

@@ -7,6 +7,7 @@ from conftest import minimizers, recipe
 
 import network_zoo
 from large_batch import memory
+from large_batch import objective as objectives
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError
 from large_batch.layers import (
@@ -20,12 +21,14 @@ from large_batch.layers import (
     sees_the_batch,
     set_dropout_step,
 )
+from large_batch.objective import Objective
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [(64, 7), (16, 5, 3, 7)])
-def test_normalisation_is_by_the_statistics_of_the_batch(shape):
+def test_normalisation_is_by_the_statistics_of_the_batch(shape, dtype):
     x = np.random.default_rng(1).normal(3, 2, shape).astype(np.float32)
-    layer = BatchStatisticsNormalization()
+    layer = BatchStatisticsNormalization(dtype=dtype)
     layer.build(shape)
     layer.gamma.assign(np.arange(7.0))
     layer.beta.assign(np.arange(7.0) / 7)
@@ -33,7 +36,7 @@ def test_normalisation_is_by_the_statistics_of_the_batch(shape):
     wide = x.astype(np.float64)
     expected = (wide - wide.mean(axes)) / np.sqrt(wide.var(axes) + 1e-6) * np.arange(7) + np.arange(7) / 7
     for training in (False, True):  # outputs up to 20, of which float32 resolves 1e-6
-        np.testing.assert_allclose(layer(x, training=training), expected, atol=3e-5)
+        np.testing.assert_allclose(layer(x, training=training), expected, atol=3e-5 if dtype == "float32" else 1e-12)
     assert not layer.non_trainable_variables
 
 
@@ -88,9 +91,10 @@ def scaled_before_any_kernel(*last):
         (scaled_before_any_kernel, False),
         (network_zoo.get("F1").build, False),
         (network_zoo.get("C1").build, True),
+        (lambda: network_zoo.get("C1").build(precision="bfloat16"), True),
         (lambda: network_zoo.get("C2").build("paper"), True),
     ],
-    ids=["layers before the first kernel", "F1", "C1", "C2"],
+    ids=["layers before the first kernel", "F1", "C1", "C1 in half precision", "C2"],
 )
 def test_recomputing_changes_no_bit_of_the_gradient(build, training):
     model = build()
@@ -112,7 +116,7 @@ def test_recomputing_changes_no_bit_of_the_gradient(build, training):
 
 def test_what_is_kept():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.ReLU(), keras.layers.Dense(2)])
-    assert kept_bytes(model, 10) == 4 * 10 * (8 + 8 + 2)
+    assert kept_bytes(model, 10) == kept_bytes(keras.Sequential([keras.Input((4,)), model]), 10) == 4 * 10 * (8 + 8 + 2)
     assert kept_bytes(model, 10, recomputing=True) == 4 * 10 * (8 + 2) + 4 * 10 * (8 + 8)
     half, whole = (network_zoo.get("C1").build(precision=precision) for precision in ("bfloat16", "float32"))
     assert kept_bytes(half, 100) == pytest.approx(kept_bytes(whole, 100) / 2, rel=1e-3)  # all but the logits
@@ -260,3 +264,31 @@ def test_memory_of_a_container(tmp_path):
         (tmp_path / group / "memory.current").write_text(f"{used}\n")
         (tmp_path / group / "memory.stat").write_text("anon 700\ninactive_file 1000\n")
     assert list(memory._containers(tmp_path, tmp_path / "own")) == [(8000, 4000), (20_000, 11_000)]
+
+
+class AddsSum(keras.layers.Layer):
+    """As many variational models do."""
+
+    def call(self, x):
+        self.add_loss(0.1 * tf.reduce_sum(x**2))
+        return x
+
+
+class Centred(keras.layers.Layer):
+    """Sees the batch, and says so."""
+
+    sees_the_batch = True
+
+    def call(self, x):
+        return x - tf.reduce_mean(x, 0)
+
+
+@pytest.mark.parametrize("layer", [AddsSum, Centred])
+def test_what_sees_the_batch_does_not_depend_on_the_free_memory(digits, monkeypatch, layer):
+    model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(8), layer(), keras.layers.Dense(10)])
+    x, y, w = digits.x_test[:60] / 255, digits.y_test[:60], flat_weights(model)
+    value = Objective(model, x, y).value(w)
+    if layer is AddsSum:
+        assert Objective(model, x, y, chunk=10).value(w) == value, "taken of all at once"
+    monkeypatch.setattr(objectives, "CHUNK_BYTES", 1)
+    assert Objective(model, x, y).value(w) == value

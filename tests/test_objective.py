@@ -115,6 +115,7 @@ def test_a_network_with_batch_statistics_against_numpy(digits):
     length = np.linalg.norm(gradient)
     step = 1e-6 * gradient / length  # so small that hardly any activation passes the kink of its ReLU
     assert (expected(w + step) - expected(w - step)) / 2e-6 == pytest.approx(length, rel=1e-3)
+    assert objective.exact(w) is not None, "second derivatives are checked in float64"
 
 
 def products_by_hand(loss, w, vectors, dtype=np.float64):

@@ -159,7 +159,8 @@ def run(folder, run_script):
         folders = [f"--{kind}_dir={folder / kind}" for kind in ("data", "run", "figure", "result")]
         given = ["-n", f"{folder}/my_networks.py:{network}", *([f"--dataset={folder / data}"] if data else [])]
         batches = [] if script in WITH_SIZES else ["--small_batch=550", "--large_batch=600"]
-        done = run_script(script, *folders, *given, "--epochs=1", *batches, *COMMANDS[script].split(), *more)
+        usual = [] if "--curvature" in more else COMMANDS[script].split()
+        done = run_script(script, *folders, *given, "--epochs=1", *batches, *usual, *more)
         assert done.returncode == code, done.stderr
         return done.stderr if code else done.stdout
 
@@ -194,7 +195,7 @@ def test_every_command_on_wide(run, folder):
         assert "wide on my_data" in printed
         assert re.search(r"/wide-(\w+-)?[0-9a-f]{8}-my_data-[0-9a-f]{8}-e1-", printed)
     assert "LB is sharper than SB in" in done["sharpness.py"]
-    run("sharpness.py", "wide", "--curvature")
+    run("sharpness.py", "wide", "--curvature", "--dimension=2")
 
 
 def test_a_minimizer_is_evaluated_with_its_own_moving_statistics(run, folder):
@@ -251,7 +252,9 @@ def test_a_head_of_probabilities_is_known_by_its_layer(run):
 def test_a_network_that_is_unlike_the_papers(run, folder):
     """It trains in batches for which XLA compiles the others' steps, and has a layer of three weights."""
     small = "--small_batch=300", "--epochs=2"
-    assert summary(run("sharpness.py", "turned", *small, "--curvature", "--by_layer", "--probes=1", "--steps=2"))
+    assert summary(
+        run("sharpness.py", "turned", *small, "--curvature", "--dimension=2", "--by_layer", "--probes=1", "--steps=2")
+    )
     before = names(folder)
     for mistake, words in (
         ("--rescale=1,2", "No kernel stands right before a batch normalisation"),

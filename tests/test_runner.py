@@ -54,6 +54,22 @@ def test_what_others_do_is_left_to_the_end():
         leave_busy_for_last("abcd", do, wait=False)
     assert asked[:4] == [("a", False), ("b", False), ("c", False), ("d", False)], "all else is done first"
     assert not any(wait for _, wait in asked)
+    free = iter([False, False, True])  # c at first, b at the end, then c
+
+    def do_what_is_free(item, wait):
+        if item == "b" or (item == "c" and not next(free, True)):
+            raise BusyError
+        asked.append(item)
+
+    asked.clear()
+    with pytest.raises(BusyError):
+        leave_busy_for_last("abc", do_what_is_free, wait=False)
+    assert asked == ["a"]
+    free = iter([False, True])
+    asked.clear()
+    with pytest.raises(BusyError):
+        leave_busy_for_last("abc", do_what_is_free, wait=False)
+    assert asked == ["a", "c"], "what became free is done, though b is not"
 
 
 def test_what_is_never_free_is_no_result():
