@@ -317,10 +317,11 @@ def seconds(content: dict[str, Any]) -> tuple[float, float]:
 def text(results: Sequence[Result], lines: Sequence[Line], report: Path) -> str:
     """Return the report in Markdown."""
     folder = results[0].path.parent
+    notes = link(folder / "README.md", report)
     sections = {
-        "Claims": claims(lines, link(folder / "README.md", report)),
+        "Claims": claims(lines, notes),
         "Tables": "\n\n".join([described(folder / "network_zoo.json"), tables(results), over_epochs(results)]),
-        "Figures": figures(results, report),
+        "Figures": f"{figures(results, report)}\n\nFigures of older results are [beside them]({notes}#batch-sizes).",
         "How each number was made": origins(results, report),
     }
     start = (

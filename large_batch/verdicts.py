@@ -240,7 +240,8 @@ def large_eigenvalues(entry: Entry, results: Sequence[Result], network: str) -> 
         verdict = evidence.beyond([counts[1] / counts[0]], FAR_CURVATURE)
         if verdict == evidence.HOLDS and largest[1] <= largest[0]:
             verdict = f"{evidence.DIRECTION}: more dimensions, but no larger eigenvalue"
-        yield entry.line(network, found, verdict, result)
+        spectra = [one for one in results if one.script == "plot_spectrum"][:1]  # which has the figure
+        yield entry.line(network, found, verdict, result, *spectra)
 
 
 def rescaled(entry: Entry, results: Sequence[Result], network: str) -> Iterator[Line]:
