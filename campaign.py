@@ -46,6 +46,7 @@ COMMANDS = (
     "plot_surface.py -n F1",
     "plot_surface.py -n F1 --directions pca --points 21",
     "sharpness.py -n F1 --curvature --probes 5 --steps 40",
+    "sharpness.py -n F1 --space full --measure eigenvalue --curvature_samples 1000",
     "plot_spectrum.py -n F1 --probes 5 --steps 40",
     "sharpness.py -n F1 --space full --measure keskar,relative,ball,adaptive --rescale 0.1,0.3,1,3,10 --eps 1e-3 "
     "--sharpness_samples 5000",

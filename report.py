@@ -45,7 +45,8 @@ The verdicts of the tables below: *agrees*: the means differ by at most three ti
 test: what varies much agrees with much). *same direction*, *contradicts*: they differ by more, and the minimizer
 clearly lies on the paper's side, or the other, of the one that it is compared with: augmented data and conservative
 training with plain training in batches of that size, SB with LB, and all other LB with SB (Welch's t-test, two-sided,
-5 %). *no verdict*: that is not clear, a number is missing, or a training is not at its end.
+5 %; of single trials four standard errors of the paper's wider deviation). *no verdict*: that is not clear, a number is
+missing, or a training is not at its end.
 A table has the seeds of its own command; the claims above count every seed whose accuracy or sharpness some command
 wrote to its .csv file. Table 4 has one random subspace of each seed; the claim above has all that were measured.
 
@@ -229,6 +230,7 @@ def over_epochs(results: Sequence[Result]) -> str:
     }
     for space, epsilon in product(("full", "random"), paper.EPSILONS):
         columns[f"sharpness, {space}, {epsilon:g}"] = "sharpness", {"space": space, "epsilon": epsilon}
+    results = [result for result in results if not result.setting("until_converged")]
     parts = []
     for network in dict.fromkeys(result.network for result in results):
         own = [row for result in results if result.network == network and result.usual for row in result.rows]
@@ -239,7 +241,7 @@ def over_epochs(results: Sequence[Result]) -> str:
             cells = [str(one[0]) if one else "" for one in found]
             rows += [[str(length), minimizer, *cells]] if any(cells) else []
             sources |= {result.path: result for one in found if one for result in one[0].results}
-        if len(lengths) > 1:
+        if len({row[0] for row in rows[1:]}) > 1:
             links = ", ".join(f"[python {result.command}](#{anchor(path)})" for path, result in sources.items())
             parts += [f"### Over epochs: {network}", table(rows), f"From {links}."]
     return "\n\n".join([OVER_EPOCHS.strip(), *parts]) if parts else ""

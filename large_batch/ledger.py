@@ -50,8 +50,8 @@ def cell_verdict(row: dict[str, Any], results: Sequence[Result], result: Result)
     }
 
     def numbers(end: str) -> tuple[list[float | None], paper.Spread | None]:
-        published = cells[end]["paper"]
-        return cells[end]["values"], paper.Spread(**published) if published else None
+        cell = cells.get(end, {"values": [], "paper": None})
+        return cell["values"], paper.Spread(**cell["paper"]) if cell["paper"] else None
 
     return why[minimizer] or claims.agreement(*numbers(minimizer), *(((), None) if why[beside] else numbers(beside)))
 
@@ -59,6 +59,7 @@ def cell_verdict(row: dict[str, Any], results: Sequence[Result], result: Result)
 AT_END = (
     f"There is no verdict where LB's accuracy on the training set is more than {NOT_AT_END} points below the paper's."
 )
+AT_THEIR_END = AT_END.replace("where LB's accuracy", "where plain LB's accuracy, or that of LB with the method,")
 STEEPER = (
     "From LB's end of the path the training loss rises more than twice as much as from SB's (the mean over both sides, "
     "an eighth of the way between them; of trials the geometric mean), and clearly more (t-test of the logarithm, "
@@ -66,27 +67,30 @@ STEEPER = (
 )
 CLEARLY_SHARPER = (
     f"clearly so (Welch's t-test of the logarithms, {evidence.LEVEL:.0%}; with one trial, or where that says more: "
-    f"{evidence.FAR} standard errors of the seeds' spread, the wider of that in Table 3 and that of these trials). "
-    f"{AT_END}"
+    f"{evidence.FAR} standard errors of the seeds' spread, the wider of that in Table 3 and that of these trials)."
 )
 SHARPER = (
     f"LB is at least {paper.LEAST_RATIO:.2g} times as sharp as SB (geometric means over the seeds; the smallest ratio "
-    f"in the paper's Tables 3 and 4), or, in direction, sharper, and {CLEARLY_SHARPER}"
+    f"in the paper's Tables 3 and 4), or, in direction, sharper, and {CLEARLY_SHARPER} {AT_END}"
 )
-STILL_SHARPER = f"LB of each kind is sharper than plain SB (geometric means over the seeds), and {CLEARLY_SHARPER}"
-HELPS = f"LB's test accuracy with the method is above plain LB's, and {evidence.CLEAR}. {AT_END}"
+STILL_SHARPER = (
+    f"LB of each kind is sharper than plain SB (geometric means over the seeds), and {CLEARLY_SHARPER} "
+    f"{AT_END.replace('where LB', 'where that LB')}"
+)
+HELPS = f"LB's test accuracy with the method is above plain LB's, and {evidence.CLEAR}. {AT_THEIR_END}"
 CLOSES = (
     "Between SB and LB, both with augmented data, less than half of the gap without is left. For the gap, and between "
-    f"what is left and half of it, {evidence.CLEAR}. {AT_END}"
+    f"what is left and half of it, {evidence.CLEAR}. {AT_THEIR_END}"
 )
 NO_HELP = (
     "LB's test accuracy with the method is below the middle between plain LB's and SB's, and not above plain LB's. "
     "Above plain LB's contradicts; between plain LB's and the middle, or below plain LB's by more than the gap, it is "
-    f"in direction only. For the gap, and between the method and the middle or plain LB, {evidence.CLEAR}. {AT_END}"
+    f"in direction only. For the gap, and between the method and the middle or plain LB, {evidence.CLEAR}. "
+    f"{AT_THEIR_END}"
 )
 ALIKE = (
     "LB's test accuracy differs from that with ADAM by less than half of the gap between SB and LB, on either side. "
-    f"For the gap, and between that difference and half of it, {evidence.CLEAR}. {AT_END}"
+    f"For the gap, and between that difference and half of it, {evidence.CLEAR}. {AT_THEIR_END}"
 )
 CLAIMS = (
     Entry(

@@ -17,7 +17,7 @@ from large_batch import files
 from large_batch.backend import keras, tf
 from large_batch.errors import UserError, first_line
 from large_batch.functions import Point
-from large_batch.layers import call, flat_weights, penalty
+from large_batch.layers import call, flat_weights, penalty, sees_the_batch
 from large_batch.samples import Samples, Tree
 
 HALF = {"float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"}
@@ -37,11 +37,8 @@ def call_twice(model: keras.Model, samples: Samples, prepare: Callable[[Tree], T
         raise UserError(f"The model must compute in float32 or float64; sharpness is finer than {half[0]} resolves.")
     if not model.trainable_variables:
         raise UserError("The model has no trainable weights.")
-    before = [np.asarray(variable) for variable in model.non_trainable_variables]
-    again = call(model, x)
-    for variable, value in zip(model.non_trainable_variables, before, strict=True):
-        if not np.array_equal(variable, value, equal_nan=value.dtype.kind == "f"):
-            variable.assign(value)  # the seeds of random layers
+    with _state_kept(model):
+        again = call(model, x)
     for one, other in zip(keras.tree.flatten(outputs), keras.tree.flatten(again), strict=True):
         if not np.allclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True):
             raise UserError(
@@ -51,19 +48,38 @@ def call_twice(model: keras.Model, samples: Samples, prepare: Callable[[Tree], T
     return outputs
 
 
+@contextmanager
+def _state_kept(model: keras.Model) -> Iterator[None]:
+    """Within, calls of a model move what is not trained, such as the seeds of random layers; then it is as before."""
+    before = [np.asarray(variable) for variable in model.non_trainable_variables]
+    yield
+    for variable, value in zip(model.non_trainable_variables, before, strict=True):
+        if not np.array_equal(variable, value, equal_nan=value.dtype.kind == "f"):
+            variable.assign(value)
+
+
 def adds_means(model: keras.Model, samples: Samples, prepare: Callable[[Tree], Tree]) -> bool:
-    """Say whether what the layers add to the loss (`add_loss`) is for a few samples the mean of that for two parts."""
+    """Say whether what the layers add to the loss (`add_loss`) is a mean over the samples, by trying a few of them.
+
+    The mean over two parts is that over both; where the parts have other batch statistics, that over all samples twice.
+    """
+    constant = sum(variable.regularizer is not None for variable in model.trainable_variables)  # the last of losses
+    cut = len(samples) // 3
+    if not cut or len(model.losses) == constant:
+        return True
 
     def added(part: Samples) -> float:
         call(model, prepare(part.tensors()[0]))
-        return float(penalty(model.losses, tf.float64))
+        return float(penalty(model.losses[: len(model.losses) - constant], tf.float64))
 
-    cut = len(samples) // 3
-    if not (cut and model.losses):
-        return True
-    parts = [samples.rows(0, cut), samples.rows(cut, len(samples))]
-    mean = sum(len(part) * added(part) for part in parts) / len(samples)
-    return bool(np.isclose(mean, added(samples), rtol=1e-4, atol=1e-9))
+    with _state_kept(model):
+        whole = added(samples)
+        if sees_the_batch(model):
+            mean = added(samples.twice())
+        else:
+            parts = [samples.rows(0, cut), samples.rows(cut, len(samples))]
+            mean = sum(len(part) * added(part) for part in parts) / len(samples)
+    return bool(np.isclose(mean, whole, rtol=1e-4, atol=1e-9, equal_nan=True))
 
 
 def bytes_of(graph: tf.Graph, samples: int, time_steps: int, itemsize: int) -> float:

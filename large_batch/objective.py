@@ -56,8 +56,8 @@ class Objective:
 
     The value is deterministic: samples in their given order, in near-equal chunks of at most 5000 (fewer where these
     would take more than 8 GiB or half of the free memory), dropout off, computed in the model's precision and summed in
-    float64. A loss that is no mean over the samples, also for what layers add to it, is taken of all at once. Each
-    chunk may be split over replicas, which changes no more than rounding.
+    float64. Where the loss, or what layers add to it, is no mean over the samples, all are taken at once. Each chunk
+    may be split over replicas, which changes no more than rounding.
     """
 
     repeats = True  # the model is called twice, on a few samples, when the objective is made
@@ -90,7 +90,7 @@ class Objective:
                 loss is the cross-entropy, and `model.losses`. Without either it is the loss that the model is compiled
                 with, or else that of logits.
             prepare: What makes of a chunk of x, on the device, what the model receives; default: x as it is.
-            chunk: How many samples are evaluated at once, at most; no matter where the loss is no mean over them.
+            chunk: How many samples are evaluated at once, at most; without effect where the loss is no mean over them.
             replicas: The devices that share a chunk.
 
         Raises:

@@ -54,6 +54,11 @@ class Samples:
         trees = (self.x, self.y, self.weights)
         return Samples(*keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[first:last], trees))
 
+    def twice(self) -> Samples:
+        """Return them, and all of them again."""
+        trees = (self.x, self.y, self.weights)
+        return Samples(*keras.tree.map_structure(lambda leaf: _joined(leaf, leaf), trees))
+
     def pieces(self, count: int) -> list[Samples]:
         """Return them in near-equal pieces."""
         places = np.array_split(np.arange(len(self)), count)

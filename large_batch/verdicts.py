@@ -312,7 +312,7 @@ def steeper(curve: str) -> Judge:
         plots = [plot for plot, length in zip(plots, lengths, strict=True) if length == max(lengths)]
         finest = {plot[0].setting("seed", 0): plot for plot in sorted(plots, key=lambda plot: len(plot[1]))}
         plots = [finest[seed] for seed in sorted(finest)]
-        rises = np.array([[_rises(*curve, end) for end in (0, 1)] for _, *curve in plots])
+        rises = np.array([[_rises(*points, end) for end in (0, 1)] for _, *points in plots])
         length = plots[0][0].setting("epochs")
         verdict = not_at_end(results, network, length) or _steeper(rises.mean(axis=2))
         seeds = ", ".join(str(result.setting("seed", 0)) for result, *_ in plots)
@@ -325,11 +325,10 @@ def steeper(curve: str) -> Judge:
 def original_rises(network: str) -> str:
     """Return what the original's curve of a network says of Figure 3, in words, and the numbers where it was
     released."""
-    points = paper.original_curve(network)
+    if not (points := paper.original_curve(network)):
+        return "steeper at LB"
     curve = np.array([(point.alpha, point.train_loss) for point in points]).T
-    return (
-        f"steeper at LB: {_risen(np.array([[_rises(*curve, end) for end in (0, 1)]]))}" if points else "steeper at LB"
-    )
+    return f"steeper at LB; clipped, {_risen(np.array([[_rises(*curve, end) for end in (0, 1)]]))}"
 
 
 def _risen(rises: np.ndarray) -> str:

@@ -283,12 +283,26 @@ class Centred(keras.layers.Layer):
         return x - tf.reduce_mean(x, 0)
 
 
+@pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("layer", [AddsSum, Centred])
-def test_what_sees_the_batch_does_not_depend_on_the_free_memory(digits, monkeypatch, layer):
-    model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(8), layer(), keras.layers.Dense(10)])
+def test_what_sees_the_batch_does_not_depend_on_the_free_memory(digits, monkeypatch, layer, normalised):
+    hidden = keras.layers.Dense(8, kernel_regularizer=keras.regularizers.L2(5.0))  # far more than the sum
+    normalisations = [BatchStatisticsNormalization()] * normalised
+    model = keras.Sequential([keras.Input((784,)), hidden, *normalisations, layer(), keras.layers.Dense(10)])
     x, y, w = digits.x_test[:60] / 255, digits.y_test[:60], flat_weights(model)
     value = Objective(model, x, y).value(w)
     if layer is AddsSum:
         assert Objective(model, x, y, chunk=10).value(w) == value, "taken of all at once"
     monkeypatch.setattr(objectives, "CHUNK_BYTES", 1)
     assert Objective(model, x, y).value(w) == value
+
+
+def test_a_mean_that_layers_add_is_taken_of_chunks(digits):
+    drawing = keras.layers.Dropout(0.5)  # whose seed calls move
+    penalised = keras.layers.Dense(10, activity_regularizer="l2")
+    model = keras.Sequential([keras.Input((784,)), BatchStatisticsNormalization(), drawing, penalised])
+    objective = Objective(model, digits.x_test[:60] / 255, digits.y_test[:60], chunk=20)
+    before = [np.asarray(variable) for variable in model.non_trainable_variables]
+    assert len(objective._chunks) == 3
+    for variable, value in zip(model.non_trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)

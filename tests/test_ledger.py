@@ -1,7 +1,10 @@
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
+import report
 from large_batch import evidence, ledger, verdicts
 from large_batch.results import largest_sharpness, read, trials
 
@@ -145,6 +148,35 @@ def test_a_training_that_is_not_at_its_end_has_no_verdict(tmp_path):
     assert robust == [verdicts.DIVERGED], "it is not left out silently"
 
 
+def test_cells_of_tables_are_judged_by_the_rule_of_today(tmp_path):
+    """Of F1: test accuracies of the paper's SB 98.03 +- 0.07, LB 97.81 +- 0.07."""
+
+    def cell(minimizer, *values):
+        published = {"mean": 98.03 if minimizer == "SB" else 97.81, "deviation": 0.07}
+        where = {"quantity": "test_accuracy", "space": None, "epsilon": None}
+        return where | {"minimizer": minimizer, "values": values, "paper": published, "verdict": "of then"}
+
+    def verdicts_of(reached, *rows):
+        trained = [row.replace("test_accuracy", "train_accuracy") for row in accuracies("LB", [reached] * 2)]
+        planted(tmp_path, "a", "paper_tables.py -n F1", trained)
+        (result,) = read(tmp_path, tmp_path)
+        result = replace(result, content=result.content | {"rows": rows})
+        return [ledger.cell_verdict(row, [result], result) for row in rows]
+
+    small, large = cell("SB", 99.0, 99.01), cell("LB", 97.0, 97.01)
+    lacking = f"{evidence.OPEN}: LB is not at its end (90 % of the training set)"
+    assert verdicts_of(99.9, small, large) == ["same direction", "same direction"]
+    assert verdicts_of(90.0, small, large) == [evidence.OPEN, lacking], "SB has nothing to be compared with"
+    assert verdicts_of(90.0, cell("SB", 98.1, 98.2), large) == ["agrees", lacking]
+    assert verdicts_of(99.9, small) == [evidence.OPEN], "LB was not asked for"
+
+
+def test_what_the_original_curves_say_of_figure_3():
+    assert verdicts.original_rises("F1") == "steeper at LB"
+    risen = [float(number) for number in re.findall(r"by ([\d.]+) ", verdicts.original_rises("C1"))]
+    assert risen == pytest.approx([0.73, 2.79, 0.000835, 0.000789], rel=0.01)  # of large_batch/original_figures/C1.csv
+
+
 @pytest.mark.parametrize(
     ("small", "large", "verdict"),
     [
@@ -159,6 +191,23 @@ def test_a_training_that_is_not_at_its_end_has_no_verdict(tmp_path):
 def test_the_ledger_on_sharpness(tmp_path, small, large, verdict):
     planted(tmp_path, "a", "sharpness.py -n F1", sharpness("SB", 0.001, small) + sharpness("LB", 0.001, large))
     assert judged(tmp_path)["Table 3", "epsilon 0.001:"] == verdict
+
+
+def test_numbers_over_epochs(tmp_path):
+    """Rows with a number, of the networks with several lengths; trainings until converged are not among them."""
+    planted(tmp_path, "a", "paper_tables.py -n F1", accuracies("SB", [98.0, 98.5]) + sharpness("LB", 0.001, [300]))
+    assert "Over epochs" not in report.over_epochs(read(tmp_path, tmp_path))
+    planted(tmp_path, "b", "paper_tables.py -n F1 --epochs 7", accuracies("LB", [97.0], epochs=7))
+    settings = SETTINGS | {"until_converged": True}
+    planted(tmp_path, "c", "paper_tables.py -n F1", accuracies("LB", [90.0]), settings=settings)
+    text = report.over_epochs(read(tmp_path, tmp_path))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert [row[:4] for row in rows[2:]] == [
+        ["7", "LB", "", "97"],
+        ["100", "SB", "", "98.25 ± 0.35"],
+        ["100", "LB", "", ""],
+    ]
+    assert rows[-1][5] == "300"
 
 
 def test_the_largest_sharpness_that_any_solver_found(tmp_path):

@@ -125,7 +125,7 @@ def test_given_minimizers_are_analysed_without_training(run_plot, tmp_path):
     assert "0 trainings (0 stored, 0 resumed), 2 measurements (0 stored)" in done.stdout
     assert "\nLinear path, given minimizers\n" in done.stdout
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["points"], "nothing is trained"
-    (result,) = (tmp_path / "result").glob("small-*-p2-from0-to1-small-*-large-*.json")
+    (result,) = (tmp_path / "result").glob("small-*-p2-from0-to1-SB-small-*-LB-large-*.json")
     summary = json.loads(result.read_text())
     assert summary["small_batch"]["weights_file"] == str(files["small"])
     assert summary["large_batch"]["distance_from_start"] is None

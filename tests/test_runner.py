@@ -54,7 +54,7 @@ def test_what_others_do_is_left_to_the_end():
         leave_busy_for_last("abcd", do, wait=False)
     assert asked[:4] == [("a", False), ("b", False), ("c", False), ("d", False)], "all else is done first"
     assert not any(wait for _, wait in asked)
-    free = iter([False, False, True])  # c at first, b at the end, then c
+    free = iter([False, False])  # c, at first and at the end
 
     def do_what_is_free(item, wait):
         if item == "b" or (item == "c" and not next(free, True)):
