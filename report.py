@@ -61,7 +61,7 @@ deviation is of several seeds, the rest of one, of the random subspaces the mean
 ORIGINS = """
 The time of its own is that of the command. The other times are those of trainings and measurements that it found, made
 by other commands, or by itself before it was stopped; the .json file says of each when and at which commit. F1's
-trainings of 100 epochs, seed 0, and C1's, seeds 0 and 1 and SB of 2, come with the repository.
+trainings of 100 epochs, seed 0, and C1's, seeds 0, 1 and 2, come with the repository.
 """
 TESTS = """
 Tests are two-sided where either side gives a verdict, else one-sided. Lines are judged one by one, without a correction
