@@ -80,7 +80,7 @@ class Spread:
 
     def rounded(self) -> str:
         """Return it in as many digits as trials can tell."""
-        return f"{self.mean:.4g}" + ("" if self.deviation is None else f" ± {self.deviation:.2g}")
+        return f"{self.mean:.4g}" + ("" if self.deviation is None else f" ± {float(f'{self.deviation:.2g}'):g}")
 
 
 @dataclass(frozen=True)
