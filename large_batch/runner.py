@@ -52,15 +52,16 @@ def leave_busy_for_last(work: Sequence[Work], do: Callable[[Work, bool], Result]
     `do` raises `BusyError` for what another process does, unless told to wait: that is asked for again at the end, or,
     without `wait`, the error is raised once all else is done.
     """
-    done, busy = {}, None
+    done = {}
     for last in (False, True):
+        busy = None
         for item in work:
             if item not in done:
                 try:
                     done[item] = do(item, last and wait)
                 except BusyError as error:
-                    busy = error
-    if len(done) < len(set(work)):
+                    busy = busy or error
+    if busy:
         raise busy
     return {item: done[item] for item in work}
 
