@@ -238,8 +238,8 @@ def over_epochs(results: Sequence[Result]) -> str:
         rows, sources = [["epochs", "minimizer", *columns]], {}
         for length, minimizer in product(lengths, PAIR):
             found = [trials(results, network, (minimizer,), name, epochs=length, **at) for name, at in columns.values()]
-            cells = [str(one[0]) if one else "" for one in found]
-            rows += [[str(length), minimizer, *cells]] if any(cells) else []
+            numbers = [str(one[0]) if one else "" for one in found]
+            rows += [[str(length), minimizer, *numbers]] if any(numbers) else []
             sources |= {result.path: result for one in found if one for result in one[0].results}
         if len({row[0] for row in rows[1:]}) > 1:
             links = ", ".join(f"[python {result.command}](#{anchor(path)})" for path, result in sources.items())

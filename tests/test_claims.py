@@ -334,8 +334,9 @@ def test_errors_and_power_of_the_rule_on_warm_starts(trials):
     assert judged(0.0, nothing)[OPEN] >= 0.905
     assert judged(1.0, late * 0.5)[OPEN] >= 0.905, "late ones are in the middle"
     assert judged(2.0, nothing)[CONTRADICTED] >= 0.9
-    # Of one trial late ones, at 0.85 of the gap, must be 0.59 points above its half
-    assert judged(2.4, 2.4 * WARM_EPOCHS / 100)[HOLDS] >= 0.8
+    # Late ones, at 0.85 of the gap, must be 0.59 points above its half where there is one trial
+    gap = 2.4 if trials == 1 else 2.0
+    assert judged(gap, gap * WARM_EPOCHS / 100)[HOLDS] >= 0.8
 
 
 @pytest.mark.parametrize("trials", [1, 2, 5])
